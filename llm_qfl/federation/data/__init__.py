@@ -1,0 +1,1 @@
+"""Sources, encodings, partitions, the split table and feature maps from federated sums."""

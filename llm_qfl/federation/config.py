@@ -1,0 +1,281 @@
+"""The run config: every key, every default, every check.
+
+`RunConfig` is the one source. Keys are dotted kebab-case on the outside (`data.min-rows`), as Flower's run config
+has them; `RunConfig.from_run_config` checks them and reports *all* problems in one `ConfigError`. The table in
+pyproject.toml is written from here (`python -m llm_qfl.cli.config_table --write`) and a test compares both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llm_qfl.federation.errors import ConfigError
+
+Scalar = bool | int | float | str
+
+# Keys that say where and how long, not what is computed: they stay out of the fingerprint.
+NOT_NUMBERS = frozenset({"server.output", "server.deadline", "server.wait", "server.show"})
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Section(BaseModel):
+    """Frozen, closed, strict about types (an int is accepted for a float, nothing else is converted)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
+
+
+class ServerConfig(Section):
+    """How the federation is run."""
+
+    rounds: PositiveInt = 20
+    """Train rounds."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
+    """Every generator of the run is derived from it."""
+    output: str = "runs"
+    """Folder that receives the run folder, on the server's host."""
+    sites: Annotated[int, Field(ge=0)] = 0
+    """Sites to wait for before the run starts; 0 takes those that are there when the first has come."""
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a round's sites whose reply must be accepted, or the round keeps the old model."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the sites that train in a round (seeded draw, at least two where there are two)."""
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Weights of the average: training rows of each site, or one each."""
+    deadline: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds a round waits for replies."""
+    wait: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds to wait for sites before giving up."""
+    show: Literal["auto", "live", "plain"] = "auto"
+    """Terminal: a live table, one plain line a round, or by whether it is a terminal."""
+
+
+class DataConfig(Section):
+    """Which rows, and what numbers they become."""
+
+    source: str = "breast-cancer"
+    """`breast-cancer`, `digits`, `csv:<path>` or `hub:<dataset>`; a site's `data-path` (node config) replaces it."""
+    label_column: str = "label"
+    """Column of the labels in a CSV file or hub data set."""
+    text_column: str = "text"
+    """Column of the text, where the rows are texts."""
+    classes: str = "all"
+    """`all`, or the labels to keep, comma separated, in the order of the outputs: `0,1`."""
+    encoding: Literal["auto", "columns", "kmer", "onehot"] = "auto"
+    """What numbers a row becomes; `auto` takes `columns` for numeric rows and `kmer` for sequences."""
+    k: Annotated[int, Field(ge=1, le=6)] = 4
+    """Length of the k-mers."""
+    reduction: Literal["discriminant", "pca", "none"] = "discriminant"
+    """How the numbers reach the qubits, from federated sums."""
+    partitioner: Literal["iid", "dirichlet", "shard", "column"] = "dirichlet"
+    """Simulation only: how the pool is dealt to the sites."""
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    """Concentration of the Dirichlet partitioner."""
+    partition_column: str = "none"
+    """Column for the `column` partitioner."""
+    test: str = "server"
+    """`server` (hold-out of the pool), `federated` (the sites' hold-out rows) or `file:<path>`."""
+    test_fraction: Fraction = 0.25
+    """Share of the rows held out for the test, where it is no file."""
+    validation: str = "federated"
+    """`federated` (the sites' validation rows), `server` (hold-out of the pool) or `file:<path>`."""
+    validation_fraction: Fraction = 0.15
+    """Share of a site's rows that score and never train (and of the pool, with `server`)."""
+    min_rows: PositiveInt = 5
+    """Fewest rows (of a class, where sums go by class) for which a site sends sums: a sum of few rows is a row."""
+
+    @property
+    def class_list(self) -> tuple[str, ...] | None:
+        """The configured classes, or None for all."""
+        return None if self.classes == "all" else tuple(part.strip() for part in self.classes.split(","))
+
+
+class QuantumConfig(Section):
+    """Which circuit, read how, run where."""
+
+    circuit: Literal["reuploading", "zz-real-amplitudes", "qcnn"] = "reuploading"
+    """The circuit, by name."""
+    qubits: Annotated[int, Field(ge=1, le=30)] = 4
+    """Qubits, one feature each."""
+    layers: PositiveInt = 3
+    """Layers of `reuploading`, repetitions of `zz-real-amplitudes`' ansatz."""
+    readout: Literal["scale", "scale-bias", "linear", "parity", "bit"] = "scale"
+    """How expectation values become class probabilities."""
+    backend: str = "exact"
+    """Where circuits run."""
+    precision: Literal["float64", "float32"] = "float64"
+    """Precision of the exact engine."""
+
+
+class TrainingConfig(Section):
+    """What a site does with the QNN in a round."""
+
+    optimizer: Literal["adam", "spsa", "cobyla"] = "adam"
+    """The local optimizer; it always starts at the received vector."""
+    steps: PositiveInt = 10
+    """Local optimizer steps a round. An Adam step costs 2G+1 evaluations, an SPSA step 2, a COBYLA step 1."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Step size of Adam, first step of SPSA, initial trust region of COBYLA."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate over the rounds."""
+    batch_size: Annotated[int, Field(ge=0)] = 0
+    """Rows per step; 0 takes all."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of theta's squared norm in the training loss (QNN and baselines)."""
+
+
+class BaselinesConfig(Section):
+    """Logistic regression and a small network, trained federated beside the QNN."""
+
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Hidden units of the network; 0 takes about as many parameters as the QNN has."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Adam's step size for both."""
+
+
+class RunConfig(Section):
+    """The whole run config."""
+
+    server: ServerConfig = ServerConfig()
+    data: DataConfig = DataConfig()
+    quantum: QuantumConfig = QuantumConfig()
+    training: TrainingConfig = TrainingConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> RunConfig:
+        problems = _cross_problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @classmethod
+    def from_run_config(cls, flat: Mapping[str, Scalar]) -> RunConfig:
+        """Check Flower's flat run config (`{"data.source": ...}`); a key that is missing takes its default.
+
+        Raises:
+            ConfigError: with every problem, not the first.
+        """
+        problems: list[str] = []
+        nested: dict[str, dict[str, Scalar]] = {}
+        known = set(default_run_config())
+        for key, value in flat.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                problems.append(f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
+                continue
+            section, name = key.split(".", 1)
+            nested.setdefault(section, {})[name] = value
+        sections, wrong = _validate_sections(nested)
+        problems += wrong
+        if not wrong:  # the cross checks need every section to be readable
+            try:
+                config = cls.model_validate(sections)
+            except ValidationError as error:
+                problems += _lines(error, "")
+            else:
+                if not problems:
+                    return config
+        raise ConfigError(problems)
+
+    def flat(self) -> dict[str, Scalar]:
+        """Every key with its value, dotted kebab-case."""
+        dumped = self.model_dump(by_alias=True)
+        return {f"{section}.{key}": value for section, keys in dumped.items() for key, value in keys.items()}
+
+    def digest(self) -> str:
+        """Digest of the keys that change numbers."""
+        numbers = {key: value for key, value in self.flat().items() if key not in NOT_NUMBERS}
+        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "server": ServerConfig,
+    "data": DataConfig,
+    "quantum": QuantumConfig,
+    "training": TrainingConfig,
+    "baselines": BaselinesConfig,
+}
+
+
+def default_run_config() -> dict[str, Scalar]:
+    """Every key with its default, as Flower's flat run config."""
+    return RunConfig().flat()
+
+
+def _validate_sections(nested: Mapping[str, Mapping[str, Scalar]]) -> tuple[dict[str, Section], list[str]]:
+    sections: dict[str, Section] = {}
+    problems: list[str] = []
+    for name, model in SECTIONS.items():
+        try:
+            sections[name] = model.model_validate(dict(nested.get(name, {})))
+        except ValidationError as error:
+            problems += _lines(error, f"{name}.")
+    return sections, problems
+
+
+def _lines(error: ValidationError, prefix: str) -> list[str]:
+    lines: list[str] = []
+    for item in error.errors():
+        if item["type"] == "value_error":  # a cross check of ours: one line per problem
+            lines += str(item["ctx"]["error"]).splitlines()
+            continue
+        where = prefix + ".".join(str(part) for part in item["loc"])
+        lines.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}")
+    return lines
+
+
+def _source_problems(key: str, value: str, words: tuple[str, ...], prefixes: tuple[str, ...]) -> list[str]:
+    if value in words or any(value.startswith(p) and len(value) > len(p) for p in prefixes):
+        return []
+    expected = ", ".join([*words, *(f"{p}<...>" for p in prefixes)])
+    return [f"{key}: expected one of {expected}, got {value!r}"]
+
+
+def _cross_problems(config: RunConfig) -> list[str]:
+    data, quantum, training = config.data, config.quantum, config.training
+    problems = _source_problems("data.source", data.source, ("breast-cancer", "digits"), ("csv:", "hub:"))
+    problems += _source_problems("data.test", data.test, ("server", "federated"), ("file:",))
+    problems += _source_problems("data.validation", data.validation, ("server", "federated"), ("file:",))
+    problems += _source_problems("quantum.backend", quantum.backend, ("exact",), ())
+    classes = data.class_list
+    if classes is not None and (len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes):
+        problems.append(f"data.classes: expected 'all' or at least two different labels (0,1), got {data.classes!r}")
+    if data.partitioner == "column" and data.partition_column == "none":
+        problems.append("data.partition-column: the column partitioner needs a column's name, got 'none'")
+    if quantum.circuit == "qcnn" and quantum.qubits != 4:
+        problems.append(f"quantum.qubits: the qcnn circuit pools 4 -> 2 -> 1, expected 4, got {quantum.qubits}")
+    if quantum.circuit == "reuploading" and quantum.qubits < 2:
+        problems.append("quantum.qubits: the reuploading circuit entangles a ring, expected at least 2, got 1")
+    if classes is not None and not problems:
+        problems += readout_problems(quantum, len(classes))
+    if training.optimizer == "cobyla" and training.batch_size:
+        problems.append("training.batch-size: COBYLA needs one objective for the whole round, expected 0")
+    return problems
+
+
+def readout_problems(quantum: QuantumConfig, classes: int) -> list[str]:
+    """Can this circuit and readout tell `classes` classes apart? Known once the labels are; one line per problem."""
+    qubits, readout = quantum.qubits, quantum.readout
+    outputs = 1 if quantum.circuit == "qcnn" else qubits
+    if readout == "parity" and classes != 2:
+        return [f"quantum.readout: parity tells 2 classes apart, the data has {classes}; use scale or linear"]
+    if readout == "bit" and classes > 2**outputs:
+        return [f"quantum.readout: bit reads at most {2**outputs} classes here, the data has {classes}"]
+    if readout in ("scale", "scale-bias") and classes > max(outputs, 2):
+        return [
+            f"quantum.readout: {readout} needs a qubit for every class, {quantum.circuit} offers {outputs}, "
+            f"the data has {classes} classes; raise quantum.qubits or use linear"
+        ]
+    return []

@@ -1,0 +1,153 @@
+"""What one round passes on, as frozen dataclasses; arrays in them are never written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.intp]
+Arrays = Mapping[str, Array]
+
+EMPTY: Mapping[str, Arrays] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of one part of the split: features (N, D) float64 and labels (N,)."""
+
+    x: Array
+    y: Labels
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """One site's rows, by the one split table. The parts are disjoint; validation and test may be empty."""
+
+    site: str
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Sums over rows, so that sites can be added: loss in nats (sum), rows and correct answers by class (C,)."""
+
+    loss_sum: float
+    rows: Labels
+    correct: Labels
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return int(self.rows.sum())
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross-entropy in nats; None without rows."""
+        return self.loss_sum / self.count if self.count else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct answers; None without rows."""
+        return float(self.correct.sum()) / self.count if self.count else None
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """Mean recall over the classes that have rows; None without rows."""
+        there = self.rows > 0
+        return float(np.mean(self.correct[there] / self.rows[there])) if there.any() else None
+
+    def __add__(self, other: Scores) -> Scores:
+        return Scores(self.loss_sum + other.loss_sum, self.rows + other.rows, self.correct + other.correct)
+
+
+@dataclass(frozen=True, eq=False)
+class Spent:
+    """What a site's work cost. Validation counts apart; baselines count nowhere."""
+
+    evaluations: int = 0
+    """Objective evaluations of training: a loss 1, a gradient 2G+1."""
+    circuits: int = 0
+    """Evaluations times rows."""
+    shots: int = 0
+    qpu_seconds: float = 0.0
+    validation_circuits: int = 0
+    simulated_circuits: int = 0
+    """What the simulator really did: forward and adjoint sweeps over rows."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What one round shall do. `budget` is objective evaluations of each site's optimizer."""
+
+    server_round: int
+    sites: tuple[str, ...]
+    budget: int
+    learning_rate: float
+    shots: int = 0
+    """0: exact expectation values."""
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalState:
+    """The global model: theta (P,), its parameter names, and the baselines' arrays by name."""
+
+    server_round: int
+    theta: Array
+    parameter_names: tuple[str, ...]
+    baselines: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientReport:
+    """One site's accepted answer to a train task."""
+
+    site: str
+    server_round: int
+    theta: Array
+    num_examples: int
+    received: Scores
+    """The received vector on the site's validation rows."""
+    trained: Scores
+    """The returned vector on the same rows; its mean is F_i."""
+    train_loss_first: float
+    """Training loss (nats) at the first evaluated point, which is the received vector."""
+    train_loss_best: float
+    """Training loss (nats) at the returned point."""
+    spent: Spent
+    seconds: float
+    baselines: Mapping[str, Arrays] = field(default_factory=dict)
+    baseline_received: Mapping[str, Scores] = field(default_factory=dict)
+    """Received baselines on the site's validation rows."""
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class RoundSummary:
+    """All that is known when a round closes; one line of the ledger, and all that a policy sees next round."""
+
+    server_round: int
+    plan: RoundPlan
+    reports: tuple[ClientReport, ...]
+    rejected: Mapping[str, str]
+    """Site (or node) -> why its reply did not count."""
+    aggregated: bool
+    """False: below quorum, the global model stayed."""
+    validation: Scores | None
+    """Of the vector sent in this round (federated validation) or of the new one (server validation)."""
+    baseline_validation: Mapping[str, Scores]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    theta_digest: str
