@@ -1,0 +1,86 @@
+"""The query exchange: who is there, with what rows, and the sums for the feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from llm_qfl.federation.errors import RecordError
+from llm_qfl.federation.records.fields import (
+    PARTS,
+    SCHEMA,
+    array_record,
+    read_array,
+    read_counts,
+    read_int,
+    read_meta,
+    read_metrics,
+    read_string,
+    read_strings,
+    read_strings_list,
+)
+from llm_qfl.federation.types import Array, Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Census:
+    """A site's answer to the query: who it is, what rows it has, and the sums for the feature map (or none)."""
+
+    site: str
+    columns: tuple[str, ...]
+    class_names: tuple[str, ...]
+    rows: Mapping[str, int]
+    """Rows by part: train, validation, test."""
+    class_counts: Labels
+    """Training rows by class, in the order of `class_names`."""
+    sums: Mapping[str, Array] | None
+
+
+def encode_query(fingerprint: Mapping[str, str]) -> RecordDict:
+    """Content of the query task."""
+    return RecordDict({"meta": ConfigRecord({"schema": SCHEMA}), "fingerprint": ConfigRecord(dict(fingerprint))})
+
+
+def decode_query(content: RecordDict) -> dict[str, str]:
+    """The server's fingerprint.
+
+    Raises:
+        RecordError: another schema, or no fingerprint.
+    """
+    read_meta(content)
+    return read_strings(content, "fingerprint")
+
+
+def encode_census(census: Census) -> RecordDict:
+    """Content of the reply to the query."""
+    meta = ConfigRecord(
+        {"schema": SCHEMA, "site": census.site, "columns": list(census.columns), "classes": list(census.class_names)}
+    )
+    counts = MetricRecord({part: int(census.rows[part]) for part in PARTS})
+    counts["by-class"] = [int(n) for n in census.class_counts]
+    content = RecordDict({"meta": meta, "counts": counts})
+    if census.sums is not None:
+        content["sums"] = array_record(census.sums)
+    return content
+
+
+def decode_census(content: RecordDict) -> Census:
+    """Read a site's answer to the query.
+
+    Raises:
+        RecordError: anything missing, of another type, negative or not finite.
+    """
+    meta = read_meta(content)
+    counts = read_metrics(content, "counts")
+    names = read_strings_list(meta, "classes")
+    by_class = read_counts(counts, "by-class", length=len(names))
+    sums = None
+    if "sums" in content:
+        record = content["sums"]
+        if not isinstance(record, ArrayRecord):
+            raise RecordError(f"sums: expected an ArrayRecord, got {type(record).__name__}")
+        sums = {key: read_array(key, value) for key, value in record.items()}
+    rows = {part: read_int(counts, part) for part in PARTS}
+    return Census(read_string(meta, "site"), read_strings_list(meta, "columns"), names, rows, by_class, sums)

@@ -1,0 +1,68 @@
+"""What belongs to one site: node config (never run config); secrets come from the environment alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_qfl.federation.config import Scalar
+from llm_qfl.federation.errors import ConfigError
+from llm_qfl.federation.seeding import SERVER
+
+KEYS = ("site", "data-path", "folder", "partition-id", "num-partitions")
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """Settings of one site.
+
+    Attributes:
+        site: the site's name, unique in the federation.
+        data_path: its own CSV file, or None in simulation, where it gets a partition of the pool.
+        partition_id: which partition, in simulation.
+        num_partitions: how many there are.
+        folder: where the site keeps what it must not lose.
+    """
+
+    site: str
+    data_path: str | None
+    partition_id: int
+    num_partitions: int
+    folder: Path
+
+    @classmethod
+    def from_node_config(cls, node_config: Mapping[str, Scalar]) -> NodeSettings:
+        """Check Flower's node config.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        problems = [
+            f"node config: unknown key {key!r}, expected one of {KEYS}" for key in node_config if key not in KEYS
+        ]
+        for key, kind in (("site", str), ("data-path", str), ("folder", str), ("partition-id", int)):
+            value = node_config.get(key)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                problems.append(f"node config: {key} expected {kind.__name__}, got {value!r}")
+        path, partition = node_config.get("data-path"), node_config.get("partition-id")
+        if path is None and partition is None:
+            problems.append("node config: expected data-path (a real site) or partition-id (simulation), got neither")
+        if path is not None and node_config.get("site") is None:
+            problems.append('node config: a site with a data-path needs a name, e.g. site="clinic-a"')
+        if node_config.get("site") == SERVER:
+            problems.append(f"node config: site may not be called {SERVER!r}")
+        if problems:
+            raise ConfigError(problems)
+        number = int(partition or 0)
+        site = str(node_config.get("site") or f"site-{number:04d}")
+        folder = Path(str(node_config.get("folder") or default_folder()))
+        partitions = int(node_config.get("num-partitions") or 1)
+        return cls(site, None if path is None else str(path), number, partitions, folder)
+
+
+def default_folder() -> Path:
+    """Where a node keeps its things when node config names no folder."""
+    home = os.environ.get("FLWR_HOME")
+    return Path(home) / "llm-qfl" if home else Path.home() / ".cache" / "llm-qfl"
