@@ -1,0 +1,1 @@
+"""A site's side: its rows, one local round, its answers."""

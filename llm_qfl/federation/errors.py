@@ -7,6 +7,7 @@ LlmQflError
 ├── BackendError       a backend cannot run what was asked (nothing was spent)
 ├── RecordError        a Flower message does not hold what the record schema says
 ├── FingerprintError   the two sides differ in something that changes numbers
+├── SetupMissingError  a site was not sent, or has lost, the setup that a task names
 ├── FederationError    the federation cannot go on (too few sites, two sites of one name, ...)
 └── RunFolderError     a run folder cannot be read or written
 
@@ -16,6 +17,9 @@ A message says what was expected, what came, where, and what to do.
 
 class LlmQflError(Exception):
     """Base of every exception that llm-qfl raises on purpose."""
+
+    shareable = False
+    """May the text leave the site? Only where it can hold nothing of the site's: no path, no row, no label."""
 
 
 class ConfigError(LlmQflError):
@@ -48,9 +52,19 @@ class BackendError(LlmQflError):
 class RecordError(LlmQflError):
     """A Flower message does not hold what the record schema says."""
 
+    shareable = True
+
 
 class FingerprintError(LlmQflError):
     """The two sides differ in something that changes numbers."""
+
+    shareable = True
+
+
+class SetupMissingError(LlmQflError):
+    """A site was not sent, or has lost, the setup that a task names."""
+
+    shareable = True
 
 
 class FederationError(LlmQflError):

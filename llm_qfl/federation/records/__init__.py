@@ -15,7 +15,7 @@ from llm_qfl.federation.records.replies import (
     encode_evaluation,
     encode_report,
 )
-from llm_qfl.federation.records.tasks import Task, check_state, decode_task, encode_task
+from llm_qfl.federation.records.tasks import Task, arrays_state, check_state, decode_task, encode_task, state_record
 
 __all__ = [
     "PARTS",
@@ -23,6 +23,7 @@ __all__ = [
     "Census",
     "Evaluation",
     "Task",
+    "arrays_state",
     "check_state",
     "content_bytes",
     "decode_census",
@@ -36,4 +37,5 @@ __all__ = [
     "encode_report",
     "encode_task",
     "state_arrays",
+    "state_record",
 ]

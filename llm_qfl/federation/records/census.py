@@ -29,6 +29,9 @@ class Census:
     """A site's answer to the query: who it is, what rows it has, and the sums for the feature map (or none)."""
 
     site: str
+    own_data: bool
+    """The site brought its own file; else it holds a partition of a pool."""
+    encoding: str
     columns: tuple[str, ...]
     class_names: tuple[str, ...]
     rows: Mapping[str, int]
@@ -38,25 +41,37 @@ class Census:
     sums: Mapping[str, Array] | None
 
 
-def encode_query(fingerprint: Mapping[str, str]) -> RecordDict:
-    """Content of the query task."""
-    return RecordDict({"meta": ConfigRecord({"schema": SCHEMA}), "fingerprint": ConfigRecord(dict(fingerprint))})
+def encode_query(site: str, fingerprint: Mapping[str, str]) -> RecordDict:
+    """Content of the query task.
+
+    Args:
+        site: the name that the node is registered under, or an empty string: the site's own name counts.
+        fingerprint: the server's.
+    """
+    meta = ConfigRecord({"schema": SCHEMA, "site": site})
+    return RecordDict({"meta": meta, "fingerprint": ConfigRecord(dict(fingerprint))})
 
 
-def decode_query(content: RecordDict) -> dict[str, str]:
-    """The server's fingerprint.
+def decode_query(content: RecordDict) -> tuple[str, dict[str, str]]:
+    """The registered name (or an empty string) and the server's fingerprint.
 
     Raises:
         RecordError: another schema, or no fingerprint.
     """
-    read_meta(content)
-    return read_strings(content, "fingerprint")
+    return read_string(read_meta(content), "site"), read_strings(content, "fingerprint")
 
 
 def encode_census(census: Census) -> RecordDict:
     """Content of the reply to the query."""
     meta = ConfigRecord(
-        {"schema": SCHEMA, "site": census.site, "columns": list(census.columns), "classes": list(census.class_names)}
+        {
+            "schema": SCHEMA,
+            "site": census.site,
+            "own-data": census.own_data,
+            "encoding": census.encoding,
+            "columns": list(census.columns),
+            "classes": list(census.class_names),
+        }
     )
     counts = MetricRecord({part: int(census.rows[part]) for part in PARTS})
     counts["by-class"] = [int(n) for n in census.class_counts]
@@ -83,4 +98,8 @@ def decode_census(content: RecordDict) -> Census:
             raise RecordError(f"sums: expected an ArrayRecord, got {type(record).__name__}")
         sums = {key: read_array(key, value) for key, value in record.items()}
     rows = {part: read_int(counts, part) for part in PARTS}
-    return Census(read_string(meta, "site"), read_strings_list(meta, "columns"), names, rows, by_class, sums)
+    own_data = meta.get("own-data")
+    if not isinstance(own_data, bool):
+        raise RecordError(f"own-data: expected true or false, got {own_data!r}")
+    columns, encoding = read_strings_list(meta, "columns"), read_string(meta, "encoding")
+    return Census(read_string(meta, "site"), own_data, encoding, columns, names, rows, by_class, sums)

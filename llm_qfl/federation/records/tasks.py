@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.records.fields import (
@@ -15,6 +15,7 @@ from llm_qfl.federation.records.fields import (
     WEIGHTS,
     array_record,
     check_arrays,
+    read_array,
     read_arrays,
     read_config,
     read_float,
@@ -74,7 +75,33 @@ def decode_task(content: RecordDict) -> Task:
         RecordError: anything missing, of another type or not finite.
     """
     meta = read_meta(content)
-    arrays = read_arrays(content)
+    site = read_string(meta, "site")
+    names, server_round = read_strings_list(meta, "parameter-names"), read_int(meta, "round")
+    state = _state(read_arrays(content), server_round, names)
+    plan = None
+    if "plan" in content:
+        record = read_config(content, "plan")
+        budget, shots = read_int(record, "budget"), read_int(record, "shots")
+        plan = RoundPlan(server_round, (site,), budget, read_float(record, "learning-rate"), shots)
+    setup = read_string(meta, "setup") if "setup" in meta else None
+    return Task(site, state, plan, setup, read_string(meta, "setup-digest"), read_strings(content, "fingerprint"))
+
+
+def state_record(state: GlobalState) -> ArrayRecord:
+    """A state as the ArrayRecord that Flower's strategies pass on."""
+    return array_record(state_arrays(state))
+
+
+def arrays_state(record: ArrayRecord, server_round: int, parameter_names: tuple[str, ...]) -> GlobalState:
+    """The inverse of `state_record`.
+
+    Raises:
+        RecordError: unknown names, or arrays that are not float64 and finite.
+    """
+    return _state({key: read_array(key, value) for key, value in record.items()}, server_round, parameter_names)
+
+
+def _state(arrays: Arrays, server_round: int, parameter_names: tuple[str, ...]) -> GlobalState:
     if WEIGHTS not in arrays:
         raise RecordError(f"arrays: expected {WEIGHTS!r} among the names, got {sorted(arrays)}")
     baselines: dict[str, dict[str, Array]] = {}
@@ -85,15 +112,7 @@ def decode_task(content: RecordDict) -> Task:
         if not key.startswith(BASELINE) or not name or not array:
             raise RecordError(f"arrays: unknown name {key!r}")
         baselines.setdefault(name, {})[array] = value
-    site, server_round = read_string(meta, "site"), read_int(meta, "round")
-    state = GlobalState(server_round, arrays[WEIGHTS], read_strings_list(meta, "parameter-names"), baselines)
-    plan = None
-    if "plan" in content:
-        record = read_config(content, "plan")
-        budget, shots = read_int(record, "budget"), read_int(record, "shots")
-        plan = RoundPlan(server_round, (site,), budget, read_float(record, "learning-rate"), shots)
-    setup = read_string(meta, "setup") if "setup" in meta else None
-    return Task(site, state, plan, setup, read_string(meta, "setup-digest"), read_strings(content, "fingerprint"))
+    return GlobalState(server_round, arrays[WEIGHTS], parameter_names, baselines)
 
 
 def check_state(state: GlobalState, parameter_names: tuple[str, ...], baselines: Mapping[str, Arrays]) -> None:

@@ -1,0 +1,42 @@
+"""The ServerApp: config in, run folder out."""
+
+from __future__ import annotations
+
+import sys
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.errors import LlmQflError
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation; the last line printed names the run folder.
+
+    Raises:
+        LlmQflError: the run cannot go on; the run folder's summary says `failed` and why.
+    """
+    config = RunConfig.from_run_config(context.run_config)
+    from server_app.book import FolderBook, failure_json, project_folder
+    from server_app.display import make_display
+    from server_app.ledger import Ledger, read_lines
+    from server_app.report import write_report
+    from server_app.session import run_session
+
+    ledger = Ledger.create(project_folder() / config.server.output)
+    display = make_display(config.server.show, sys.stdout)
+    book = FolderBook(ledger, display)
+    try:
+        finished = run_session(grid, config, book)
+    except LlmQflError as error:
+        rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0
+        ledger.write_json("summary.json", failure_json(ledger.run_id, config, str(error), rounds))
+        display.fail(str(error))
+        raise
+    summary = book.finish(finished)
+    write_report(ledger.folder)
+    display.finish(summary, ledger.folder)

@@ -1,0 +1,194 @@
+"""The run folder and the terminal as the run goes on; the summary at the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llm_qfl.quantum.folder import save_model
+
+from llm_qfl.federation.config import RunConfig, default_run_config
+from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
+from server_app.display import Display
+from server_app.ledger import Json, Ledger, round_line, scores_json
+from server_app.session import Finished, Opened
+
+LIBRARIES = ("llm-qfl", "flwr", "qiskit", "qiskit-machine-learning", "numpy", "scipy", "scikit-learn", "numba")
+
+
+class FolderBook:
+    """Writes one run's folder and shows the rounds.
+
+    Args:
+        ledger: the run folder.
+        display: the terminal.
+    """
+
+    def __init__(self, ledger: Ledger, display: Display) -> None:
+        self._ledger, self._display = ledger, display
+
+    def begin(self, opened: Opened) -> None:
+        """Write `config.json` and show the head of the run."""
+        about = config_json(self._ledger.run_id, opened)
+        self._ledger.write_json("config.json", about)
+        self._display.start(opened.config, about["sites"])
+
+    def close_round(self, summary: RoundSummary, state: GlobalState) -> None:
+        """Checkpoint, then the ledger's line, then the terminal's."""
+        line = round_line(summary)
+        self._ledger.checkpoint(state)
+        self._ledger.append_round(line)
+        self._display.round(line)
+
+    def finish(self, finished: Finished) -> Json:
+        """Write the model folder and `summary.json`; returns the summary."""
+        opened = finished.opened
+        save_model(self._ledger.folder / "model", opened.model, finished.state.theta, opened.setup.to_dict())
+        summary = summary_json(self._ledger.run_id, finished)
+        self._ledger.write_json("summary.json", summary)
+        return summary
+
+
+def config_json(run_id: str, opened: Opened) -> Json:
+    """All that was fixed before the first round."""
+    config, model = opened.config, opened.model
+    return {
+        "run_id": run_id,
+        "config": config.flat(),
+        "command": command_line(config, len(opened.roll.nodes), simulated=not _own_data(opened)),
+        "classes": list(opened.setup.class_names),
+        "features": {
+            "encoding": opened.setup.encoding,
+            "numbers": len(opened.setup.columns),
+            "reduction": config.data.reduction,
+        },
+        "sites": [_site_json(opened, site) for site in sorted(opened.roll.answers)],
+        "left_out": dict(opened.roll.left_out),
+        "circuit": {
+            "name": model.circuit.name,
+            "qubits": model.circuit.circuit.num_qubits,
+            "gates": model.circuit.gates,
+            "parameters": model.num_parameters,
+            "depth": model.circuit.circuit.depth(),
+        },
+        "gradient_cost": model.gradient_cost,
+        "baselines": {name: {"parameters": b.num_parameters} for name, b in opened.baselines.items()},
+        "fingerprint": dict(opened.fingerprint),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "test_source": config.data.test,
+        "validation_source": config.data.validation,
+    }
+
+
+def command_line(config: RunConfig, sites: int, *, simulated: bool) -> str:
+    """The command that repeats the run: what differs from the defaults is named."""
+    defaults = default_run_config()
+    changed = [f"{key}={_toml(value)}" for key, value in config.flat().items() if value != defaults[key]]
+    override = f" -c {shlex.quote(' '.join(changed))}" if changed else ""
+    if not simulated:
+        return f"flwr run . <your-superlink> --stream{override}"
+    settings = f"num-supernodes={sites} client-resources-num-cpus=1"
+    return f"flwr run . --stream --federation-config {shlex.quote(settings)}{override}"
+
+
+def summary_json(run_id: str, finished: Finished) -> Json:
+    """The contract's `summary.json` of a run that went to its end."""
+    opened, config = finished.opened, finished.opened.config
+    test, validation = finished.test.get("qnn"), finished.validation.get("qnn")
+    reports = [report for summary in finished.rounds for report in summary.reports]
+    scores = scores_json(test) or {}
+    return {
+        "run_id": run_id,
+        "mode": "qfl",
+        "status": "finished",
+        "stop_reason": f"server.rounds={config.server.rounds} reached",
+        "rounds": len(finished.rounds),
+        "clients": len(opened.roll.nodes),
+        "seed": config.server.seed,
+        "dataset": config.data.source if not _own_data(opened) else "the sites' own files",
+        "num_classes": len(opened.setup.class_names),
+        "test_accuracy": scores.get("accuracy"),
+        "test_balanced_accuracy": scores.get("balanced_accuracy"),
+        "test_loss": scores.get("loss"),
+        "test_rows": scores.get("rows", 0),
+        "validation_loss": None if validation is None else validation.loss,
+        "validation_accuracy": None if validation is None else validation.accuracy,
+        "test_source": config.data.test,
+        "validation_source": config.data.validation,
+        "baselines": {name: _baseline_json(finished, name) for name in opened.baselines},
+        "evaluations": sum(report.spent.evaluations for report in reports),
+        "circuits": sum(report.spent.circuits for report in reports),
+        "validation_circuits": sum(report.spent.validation_circuits for report in reports),
+        "simulated_circuits": sum(report.spent.simulated_circuits for report in reports),
+        "shots": sum(report.spent.shots for report in reports),
+        "qpu_seconds": float(sum(report.spent.qpu_seconds for report in reports)),
+        "bytes_up": finished.bytes_up,
+        "bytes_down": finished.bytes_down,
+        "seconds": finished.seconds,
+        "left_out": {**opened.roll.left_out, **finished.left_out},
+        "policy": None,
+        "language": None,
+        "versions": {name: version(name) for name in LIBRARIES},
+        "fingerprint": dict(opened.fingerprint),
+    }
+
+
+def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Json:
+    """The summary of a run that did not reach its end: what is not known is null."""
+    unknown = (
+        "num_classes test_accuracy test_balanced_accuracy test_loss validation_loss evaluations circuits shots "
+        "qpu_seconds bytes_up bytes_down seconds policy language clients"
+    )
+    return {
+        "run_id": run_id,
+        "mode": "qfl",
+        "status": "failed",
+        "stop_reason": reason,
+        "rounds": rounds,
+        "seed": config.server.seed,
+        "dataset": config.data.source,
+        "test_source": config.data.test,
+        "baselines": {},
+        "versions": {name: version(name) for name in LIBRARIES},
+        "fingerprint": {},
+        **dict.fromkeys(unknown.split()),
+    }
+
+
+def project_folder() -> Path:
+    """Where relative paths of the run config start: the launcher's project, else the working directory."""
+    return Path(os.environ.get("LLM_QFL_PROJECT") or Path.cwd())
+
+
+def _own_data(opened: Opened) -> bool:
+    return any(census.own_data for census in opened.roll.answers.values())
+
+
+def _site_json(opened: Opened, site: str) -> Json:
+    census, names = opened.roll.answers[site], opened.setup.class_names
+    counts: Mapping[str, int] = {name: int(n) for name, n in zip(census.class_names, census.class_counts, strict=True)}
+    return {"site": site, "rows": dict(census.rows), "classes": [counts.get(name, 0) for name in names]}
+
+
+def _baseline_json(finished: Finished, name: str) -> Json:
+    scores: Scores | None = finished.test.get(name)
+    found: Mapping[str, Any] = scores_json(scores) or {}
+    validation = finished.validation.get(name)
+    return {
+        "test_accuracy": found.get("accuracy"),
+        "test_balanced_accuracy": found.get("balanced_accuracy"),
+        "test_loss": found.get("loss"),
+        "validation_loss": None if validation is None else validation.loss,
+        "validation_accuracy": None if validation is None else validation.accuracy,
+        "parameters": finished.opened.baselines[name].num_parameters,
+    }
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else repr(value)

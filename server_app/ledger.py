@@ -1,0 +1,152 @@
+"""The run folder: one line a round, atomic files, nothing half written.
+
+Layout: `config.json`, `rounds.jsonl`, `summary.json`, `report.html`, `model/`, `checkpoint/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_qfl.federation.errors import RunFolderError
+from llm_qfl.federation.records import state_arrays
+from llm_qfl.federation.types import ClientReport, GlobalState, RoundSummary, Scores
+
+Json = dict[str, Any]
+
+
+class Ledger:
+    """Writes one run's folder.
+
+    Args:
+        folder: an existing, empty folder of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, output: Path) -> Ledger:
+        """A new run folder below `output`, named by time and a random part.
+
+        Raises:
+            RunFolderError: the folder cannot be made.
+        """
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        folder = output / run_id
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"server.output: cannot make {folder} ({error.strerror}); name another folder"
+            ) from error
+        return cls(folder)
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    def write_json(self, name: str, value: Json) -> None:
+        """Write a JSON file whole or not at all."""
+        _replace(self.folder / name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+    def append_round(self, line: Json) -> None:
+        """Append one line to `rounds.jsonl` and see it to the disk."""
+        with open(self.folder / "rounds.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def checkpoint(self, state: GlobalState) -> None:
+        """The global state after a closed round, atomically."""
+        folder = self.folder / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        partial = folder / "state.partial.npz"
+        arrays: dict[str, Any] = dict(state_arrays(state))
+        arrays |= {"parameter-names": np.array(state.parameter_names), "round": np.array(state.server_round)}
+        np.savez(partial, **arrays)
+        os.replace(partial, folder / "state.npz")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def scores_json(scores: Scores | None) -> Json | None:
+    """Loss (nats), accuracy and balanced accuracy; None without rows."""
+    if scores is None or scores.count == 0:
+        return None
+    return {
+        "loss": scores.loss,
+        "accuracy": scores.accuracy,
+        "balanced_accuracy": scores.balanced_accuracy,
+        "rows": scores.count,
+    }
+
+
+def round_line(summary: RoundSummary) -> Json:
+    """One round as a line of the ledger."""
+    plan = summary.plan
+    return {
+        "round": summary.server_round,
+        "plan": {
+            "sites": list(plan.sites),
+            "budget": plan.budget,
+            "learning_rate": plan.learning_rate,
+            "shots": plan.shots,
+        },
+        "aggregated": summary.aggregated,
+        "validation": scores_json(summary.validation),
+        "baselines": {name: scores_json(scores) for name, scores in summary.baseline_validation.items()},
+        "clients": [_client_json(report) for report in summary.reports],
+        "rejected": dict(summary.rejected),
+        "evaluations": sum(report.spent.evaluations for report in summary.reports),
+        "circuits": sum(report.spent.circuits for report in summary.reports),
+        "shots": sum(report.spent.shots for report in summary.reports),
+        "bytes_up": summary.bytes_up,
+        "bytes_down": summary.bytes_down,
+        "seconds": summary.seconds,
+        "theta_digest": summary.theta_digest,
+    }
+
+
+def _client_json(report: ClientReport) -> Json:
+    return {
+        "site": report.site,
+        "num_examples": report.num_examples,
+        "received_loss": report.received.loss,
+        "received_accuracy": report.received.accuracy,
+        "trained_loss": report.trained.loss,
+        "trained_accuracy": report.trained.accuracy,
+        "train_loss_first": report.train_loss_first,
+        "train_loss_best": report.train_loss_best,
+        **{name: getattr(report.spent, name) for name in report.spent.__dataclass_fields__},
+        "seconds": report.seconds,
+        "bytes_up": report.bytes_up,
+    }
+
+
+def read_lines(folder: Path) -> list[Mapping[str, Any]]:
+    """The rounds of a run folder.
+
+    Raises:
+        RunFolderError: missing or damaged.
+    """
+    path = folder / "rounds.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error}); is {folder} a run folder?") from error

@@ -1,0 +1,159 @@
+"""One run of the server: census -> setup -> rounds -> test -> summary. Input and output at the edge (`Book`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.serverapp import Grid
+from llm_qfl.baselines import Baseline, make_baselines
+from llm_qfl.quantum.model import QNNModel, get_model
+from llm_qfl.quantum.training import round_budget
+
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.fingerprint import fingerprint
+from llm_qfl.federation.records import state_record
+from llm_qfl.federation.seeding import SERVER, stream
+from llm_qfl.federation.setup import Setup
+from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
+from server_app.census import Roll, make_setup, take_census
+from server_app.evaluation import Scorer, pool
+from server_app.grid import BoundedGrid
+from server_app.rows import server_rows
+from server_app.strategy import Close, QNNStrategy, Terms
+
+
+class Book(Protocol):
+    """Who is told what happens: the run folder and the terminal, or a test's memory."""
+
+    def begin(self, opened: Opened) -> None:
+        """The census is closed and the setup fixed."""
+
+    def close_round(self, summary: RoundSummary, state: GlobalState) -> None:
+        """A round is closed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """What is known before the first round."""
+
+    config: RunConfig
+    roll: Roll
+    setup: Setup
+    model: QNNModel
+    baselines: Mapping[str, Baseline]
+    fingerprint: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a run leaves.
+
+    Attributes:
+        opened: what was known before the first round.
+        state: the final state.
+        rounds: every closed round.
+        validation: of the final state: sums for `qnn` and each baseline; empty where nobody has validation rows.
+        test: the same for the test rows, touched once.
+        bytes_up: bytes of all answers, census and last exchange included; without the baselines'.
+        bytes_down: bytes of all tasks, likewise.
+        left_out: site -> why it has no part in the last exchange.
+        seconds: wall time from the census to the test.
+    """
+
+    opened: Opened
+    state: GlobalState
+    rounds: tuple[RoundSummary, ...]
+    validation: Mapping[str, Scores]
+    test: Mapping[str, Scores]
+    bytes_up: int
+    bytes_down: int
+    left_out: Mapping[str, str]
+    seconds: float
+
+
+def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
+    """The whole run over a Flower grid.
+
+    Raises:
+        ConfigError, DataError, CircuitError, FederationError: before the first round, with what to do.
+    """
+    started = time.monotonic()
+    bounded = BoundedGrid(grid)
+    opened = open_session(bounded, config)
+    book.begin(opened)
+    rounds: list[RoundSummary] = []
+
+    def close(summary: RoundSummary, state: GlobalState) -> None:
+        rounds.append(summary)
+        book.close_round(summary, state)
+
+    strategy = make_strategy(opened, close)
+    start = initial_state(opened)
+    deadline, count = config.server.deadline, config.server.rounds
+    result = strategy.start(bounded, state_record(start), num_rounds=count, timeout=deadline)
+    state = strategy.state_of(result.arrays, count)
+    validation, test = _final_scores(opened, strategy, state)
+    up, down = strategy.evaluation_bytes
+    return Finished(
+        opened=opened,
+        state=state,
+        rounds=tuple(rounds),
+        validation=validation,
+        test=test,
+        bytes_up=opened.roll.bytes_up + sum(r.bytes_up for r in rounds) + up,
+        bytes_down=opened.roll.bytes_down + sum(r.bytes_down for r in rounds) + down,
+        left_out=strategy.evaluation_failures,
+        seconds=time.monotonic() - started,
+    )
+
+
+def open_session(grid: BoundedGrid, config: RunConfig) -> Opened:
+    """Census, setup and model."""
+    roll = take_census(grid, config, fingerprint(config))
+    setup = make_setup(roll, config)
+    classes = len(setup.class_names)
+    model = get_model(config.quantum, classes)
+    baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
+    mark = fingerprint(config, circuit=model.circuit.digest(), setup=setup.digest())
+    return Opened(config, roll, setup, model, baselines, mark)
+
+
+def initial_state(opened: Opened) -> GlobalState:
+    """Theta and the baselines' arrays before the first round, from the run's seed."""
+    seed = opened.config.server.seed
+    theta = opened.model.initial_theta(stream(seed, SERVER, 0, "theta"))
+    baselines = {name: b.initial(stream(seed, SERVER, 0, f"baseline/{name}")) for name, b in opened.baselines.items()}
+    return GlobalState(0, theta, opened.model.parameter_names, baselines)
+
+
+def make_strategy(opened: Opened, close: Close) -> QNNStrategy:
+    """The strategy of a run."""
+    config = opened.config
+    rows = server_rows(config, opened.setup, "validation")
+    scorer = None if rows is None else Scorer(opened.model, opened.baselines, rows)
+    budget = round_budget(opened.model, config.training)
+    terms = Terms(config, opened.roll.nodes, opened.setup, opened.fingerprint, opened.model.parameter_names, budget)
+    return QNNStrategy(terms, scorer, close)
+
+
+def _final_scores(
+    opened: Opened, strategy: QNNStrategy, state: GlobalState
+) -> tuple[dict[str, Scores], dict[str, Scores]]:
+    """Validation and test of the final state, for `qnn` and each baseline."""
+    found: dict[str, dict[str, Scores]] = {}
+    for part, source in (("validation", opened.config.data.validation), ("test", opened.config.data.test)):
+        if source == "federated":
+            named = {"qnn": pool([e.qnn[part] for e in strategy.evaluations])}
+            for name in opened.baselines:
+                named[name] = pool([e.baselines[name][part] for e in strategy.evaluations])
+            found[part] = {name: scores for name, scores in named.items() if scores is not None}
+        else:
+            rows = server_rows(opened.config, opened.setup, part)
+            if rows is None:
+                raise RuntimeError(f"the server holds no {part} rows although data.{part} is {source!r}")
+            qnn, baselines = Scorer(opened.model, opened.baselines, rows).scores(state)
+            found[part] = {"qnn": qnn, **baselines}
+    return found["validation"], found["test"]

@@ -1,0 +1,262 @@
+"""The round loop as a Flower strategy: Strategy's hooks, implemented directly.
+
+FedAvg is not inherited: it ends the run on one odd reply, waits for nodes for ever, samples from the global generator
+and shares one mutable config between messages. Here each reply is decoded on its own and accepted, or rejected with
+a reason; a round below quorum keeps the old model and the run goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from llm_qfl.federation.aggregation import aggregate
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.errors import RecordError
+from llm_qfl.federation.records import (
+    Evaluation,
+    Task,
+    arrays_state,
+    content_bytes,
+    decode_evaluation,
+    decode_report,
+    encode_task,
+    state_record,
+)
+from llm_qfl.federation.setup import Setup
+from llm_qfl.federation.types import ClientReport, GlobalState, RoundPlan, RoundSummary, Scores
+from server_app.evaluation import Scorer, pool
+from server_app.grid import BoundedGrid
+from server_app.planner import plan_round
+
+Close = Callable[[RoundSummary, GlobalState], None]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What stays the same for a whole run.
+
+    Attributes:
+        config: the run config.
+        roster: site -> node id, from the census.
+        setup: classes, encoding, feature map.
+        fingerprint: this side's, with circuit and setup.
+        parameter_names: names of theta's entries.
+        budget: objective evaluations of a site's optimizer in a round.
+    """
+
+    config: RunConfig
+    roster: Mapping[str, int]
+    setup: Setup
+    fingerprint: Mapping[str, str]
+    parameter_names: tuple[str, ...]
+    budget: int
+
+
+class QNNStrategy(Strategy):
+    """Federated averaging of theta and the baselines, sites checked reply by reply.
+
+    Args:
+        terms: what stays the same.
+        scorer: the server's own validation rows, or None: the sites' sums count.
+        close: called once with each closed round and the state after it.
+    """
+
+    def __init__(self, terms: Terms, scorer: Scorer | None, close: Close) -> None:
+        self._terms, self._scorer, self._close = terms, scorer, close
+        self._setup_json, self._setup_digest = terms.setup.to_json(), terms.setup.digest()
+        self._sites = {node: site for site, node in terms.roster.items()}
+        self._has_setup: set[str] = set()
+        self._grid: BoundedGrid | None = None
+        self._sent: GlobalState | None = None
+        self._plan: RoundPlan | None = None
+        self._absent: dict[str, str] = {}
+        self._bytes_down, self._started = 0, 0.0
+        self.evaluations: tuple[Evaluation, ...] = ()
+        """The sites' scores of the final model, after the last exchange."""
+        self.evaluation_failures: dict[str, str] = {}
+        self.evaluation_bytes = (0, 0)
+        """Bytes up and down of the last exchange."""
+
+    def summary(self) -> None:
+        """Nothing to log: the display shows the run."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Flower's loop without its log lines: train rounds, then one evaluate exchange at the end."""
+        result, arrays = Result(), initial_arrays
+        for number in range(1, num_rounds + 1):
+            tasks = self.configure_train(number, arrays, ConfigRecord(), grid)
+            replies = grid.send_and_receive(tasks, timeout=timeout)
+            new, metrics = self.aggregate_train(number, replies)
+            arrays = arrays if new is None else new
+            if metrics is not None:
+                result.train_metrics_clientapp[number] = metrics
+        tasks = self.configure_evaluate(num_rounds, arrays, ConfigRecord(), grid)
+        self.aggregate_evaluate(num_rounds, grid.send_and_receive(tasks, timeout=timeout))
+        result.arrays = arrays
+        return result
+
+    def state_of(self, arrays: ArrayRecord, server_round: int) -> GlobalState:
+        """The state that an ArrayRecord of this strategy holds."""
+        return arrays_state(arrays, server_round, self._terms.parameter_names)
+
+    # --- train ---------------------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One fresh task for each site of the plan."""
+        self._started = time.monotonic()
+        there = self._there(grid)
+        self._sent = self.state_of(arrays, server_round)
+        self._plan = plan_round(self._terms.config, server_round, sorted(there), self._terms.budget)
+        self._absent = {site: "not connected" for site in self._terms.roster if site not in there}
+        return self._messages(MessageType.TRAIN, self._sent, self._plan, self._plan.sites)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Accept or reject each reply, average what counts, close the round."""
+        sent, plan = self._required()
+        reports, rejected = self._accept(replies, sent)
+        rejected |= self._absent | self._failures(set(plan.sites) - {r.site for r in reports} - set(rejected))
+        enough = bool(reports) and len(reports) >= math.ceil(self._terms.config.server.quorum * len(plan.sites))
+        weighting = self._terms.config.server.weighting
+        new = aggregate(sent, reports, weighting=weighting) if enough else sent
+        qnn, baselines = self._validation(new, reports)
+        summary = RoundSummary(
+            server_round=server_round,
+            plan=plan,
+            reports=reports,
+            rejected=dict(sorted(rejected.items())),
+            aggregated=enough,
+            validation=qnn,
+            baseline_validation=baselines,
+            bytes_up=sum(report.bytes_up for report in reports),
+            bytes_down=self._bytes_down,
+            seconds=time.monotonic() - self._started,
+            theta_digest=hashlib.sha256(new.theta.tobytes()).hexdigest()[:16],
+        )
+        self._close(summary, new)
+        metrics = MetricRecord({"num-examples": sum(report.num_examples for report in reports)})
+        return (state_record(new) if enough else None), metrics
+
+    def _accept(self, replies: Iterable[Message], sent: GlobalState) -> tuple[tuple[ClientReport, ...], dict[str, str]]:
+        """Decode each reply on its own; sorted by site, so that the order of arrival changes no bit."""
+        reports: dict[str, ClientReport] = {}
+        rejected: dict[str, str] = {}
+        classes = len(self._terms.setup.class_names)
+        for reply in replies:
+            site = self._sites.get(reply.metadata.src_node_id)
+            if site is None or reply.has_error():
+                continue  # a stranger, or counted as a failure below
+            if site in reports or site in rejected:
+                rejected[site] = "answered twice"
+                reports.pop(site, None)
+                continue
+            try:
+                reports[site] = decode_report(reply.content, site=site, sent=sent, classes=classes)
+            except RecordError as error:
+                rejected[site] = f"{type(error).__name__}: {error}"
+            else:
+                self._has_setup.add(site)
+        return tuple(reports[site] for site in sorted(reports)), rejected
+
+    def _validation(
+        self, new: GlobalState, reports: tuple[ClientReport, ...]
+    ) -> tuple[Scores | None, dict[str, Scores]]:
+        """Of the new state on the server's rows, or of the sent one on the sites'."""
+        if self._scorer is not None:
+            return self._scorer.scores(new)
+        names = list(new.baselines)
+        together = pool([report.received for report in reports])
+        baselines = {name: pool([report.baseline_received[name] for report in reports]) for name in names}
+        return together, {name: scores for name, scores in baselines.items() if scores is not None}
+
+    # --- evaluate ------------------------------------------------------------------------------------------------
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One exchange at the end, where the sites hold validation or test rows that count."""
+        data = self._terms.config.data
+        if "federated" not in (data.validation, data.test):
+            return []
+        self._sent = self.state_of(arrays, server_round)
+        there = self._there(grid)
+        self.evaluation_failures = {site: "not connected" for site in self._terms.roster if site not in there}
+        return self._messages(MessageType.EVALUATE, self._sent, None, tuple(sorted(there)))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Keep the sites' sums in `evaluations`."""
+        if self._sent is None:
+            return None
+        found: dict[str, Evaluation] = {}
+        failures: dict[str, str] = {}
+        up = 0
+        names, classes = tuple(self._sent.baselines), len(self._terms.setup.class_names)
+        for reply in replies:
+            site = self._sites.get(reply.metadata.src_node_id)
+            if site is None or reply.has_error():
+                continue
+            try:
+                found[site] = decode_evaluation(reply.content, site=site, baselines=names, classes=classes)
+                up += content_bytes(reply.content)
+            except RecordError as error:
+                failures[site] = f"{type(error).__name__}: {error}"
+        missing = set(self._terms.roster) - set(found) - set(failures) - set(self.evaluation_failures)
+        self.evaluation_failures |= failures | self._failures(missing)
+        self.evaluations = tuple(found[site] for site in sorted(found))
+        self.evaluation_bytes = (up, self._bytes_down)
+        return None
+
+    # --- both ----------------------------------------------------------------------------------------------------
+
+    def _required(self) -> tuple[GlobalState, RoundPlan]:
+        if self._sent is None or self._plan is None:
+            raise RuntimeError("aggregate_train was called before configure_train")
+        return self._sent, self._plan
+
+    def _there(self, grid: Grid) -> set[str]:
+        """Sites of the roster whose node is connected now."""
+        self._grid = grid if isinstance(grid, BoundedGrid) else None
+        connected = set(grid.get_node_ids())
+        return {site for site, node in self._terms.roster.items() if node in connected}
+
+    def _messages(self, kind: str, state: GlobalState, plan: RoundPlan | None, sites: tuple[str, ...]) -> list[Message]:
+        messages, self._bytes_down = [], 0
+        deadline = self._terms.config.server.deadline
+        for site in sites:
+            text = None if site in self._has_setup else self._setup_json
+            task = Task(site, state, plan, text, self._setup_digest, self._terms.fingerprint)
+            content = encode_task(task)
+            self._bytes_down += content_bytes(content)
+            node, group = self._terms.roster[site], str(state.server_round)
+            messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=deadline))
+        return messages
+
+    def _failures(self, sites: set[str]) -> dict[str, str]:
+        """Why these sites gave no reply; they are sent the setup again next time."""
+        errors = {} if self._grid is None else self._grid.failed
+        reasons: dict[str, str] = {}
+        for site in sites:
+            error = errors.get(self._terms.roster[site])
+            reasons[site] = "no reply" if error is None else f"{error.reason or 'error'} (code {error.code})"
+            self._has_setup.discard(site)
+        return reasons
