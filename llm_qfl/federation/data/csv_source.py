@@ -37,7 +37,6 @@ def read_csv(path: Path, wanted: Wanted) -> Table:
             dtype={name: str for name in read if name in strings},
             keep_default_na=False,
             na_values={name: list(MISSING) for name in read if name not in strings},
-            float_precision="round_trip",
             index_col=False,
             skipinitialspace=True,
             low_memory=False,  # one type per column, whatever its length

@@ -54,29 +54,43 @@ class FeatureSums:
         return {"counts": self.counts, "means": self.means, "scatter": scatter}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array], groups: Sequence[str]) -> FeatureSums:
+    def from_arrays(cls, arrays: Mapping[str, Array], *, classes: Sequence[str], reduction: str) -> FeatureSums:
         """Read what `to_arrays` wrote, strictly.
 
         Args:
             arrays: counts, means and scatter.
-            groups: the site's class names; they count only where the sums go by class.
+            classes: the site's class names; they count where the sums go by class.
+            reduction: the run's.
 
         Raises:
-            RecordError: names, shapes or values that sums cannot have.
+            RecordError: names, shapes or values that such sums cannot have.
         """
         if sorted(arrays) != sorted(_FIELDS):
             raise RecordError(f"sums: expected {', '.join(_FIELDS)}, got {', '.join(sorted(arrays))}")
         counts, means, scatter = (np.asarray(arrays[name], np.float64) for name in _FIELDS)
-        if counts.ndim != 1 or means.ndim != 2 or len(counts) != len(means) or scatter.ndim != 1:
-            raise RecordError(f"sums: shapes {counts.shape}, {means.shape}, {scatter.shape} do not go together")
+        groups = _groups(classes, reduction)
+        dimension = means.shape[1] if means.ndim == 2 else 0
+        packed = dimension if reduction == "none" else dimension * (dimension + 1) // 2
+        if counts.shape != (len(groups),) or means.shape != (len(groups), dimension) or scatter.shape != (packed,):
+            raise RecordError(
+                f"sums: shapes {counts.shape}, {means.shape}, {scatter.shape} do not go together for "
+                f"{len(groups)} groups and data.reduction={reduction}"
+            )
         if not all(np.isfinite(array).all() for array in (counts, means, scatter)):
             raise RecordError("sums: values that are not finite")
         if (counts < 0).any() or (counts != np.round(counts)).any() or counts.sum() < 1:
-            raise RecordError(f"sums: counts expected whole numbers of rows, got {counts}")
-        names = POOLED if len(counts) == 1 and len(groups) != 1 else tuple(groups)
-        if len(names) != len(counts) or len(set(names)) != len(names):
-            raise RecordError(f"sums: {len(counts)} groups, expected one or the site's {len(groups)} classes")
-        return cls(names, counts, means, _unpack(scatter, means.shape[1]))
+            raise RecordError("sums: counts expected whole numbers of rows, at least one row")
+        if reduction != "none":
+            full = np.zeros((dimension, dimension))
+            full[np.triu_indices(dimension)] = scatter
+            scatter = full + np.triu(full, 1).T
+        if (np.diagonal(scatter) if scatter.ndim == 2 else scatter).min() < 0:
+            raise RecordError("sums: negative second moments")
+        return cls(groups, counts, means, scatter)
+
+
+def _groups(classes: Sequence[str], reduction: str) -> tuple[str, ...]:
+    return tuple(classes) if reduction == "discriminant" else POOLED
 
 
 def local_sums(x: Array, y: Labels, *, classes: Sequence[str], reduction: str, min_rows: int) -> FeatureSums | None:
@@ -92,7 +106,7 @@ def local_sums(x: Array, y: Labels, *, classes: Sequence[str], reduction: str, m
     if reduction not in REDUCTIONS:
         raise DataError(f"data.reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     by_class = reduction == "discriminant"
-    groups = tuple(classes) if by_class else POOLED
+    groups = _groups(classes, reduction)
     codes = y if by_class else np.zeros(len(x), np.intp)
     counts = np.bincount(codes, minlength=len(groups)).astype(np.float64)
     counts[counts < min_rows] = 0
@@ -117,7 +131,7 @@ def combine(parts: Sequence[tuple[str, FeatureSums]], classes: Sequence[str] | N
 
     Args:
         parts: (site, its sums).
-        classes: order of the classes in the result; by default as the sites name them, sorted by first site.
+        classes: order of the classes in the result; by default as the sites, by name, bring them.
 
     Raises:
         DataError: no site, or sites whose sums do not go together.
@@ -156,19 +170,3 @@ def _add(parts: Sequence[FeatureSums], groups: tuple[str, ...]) -> FeatureSums:
         apart = (centres - means[number]) * np.sqrt(sizes)[:, None]
         scatter += apart.T @ apart if scatter.ndim == 2 else (apart**2).sum(axis=0)
     return FeatureSums(groups, counts, means, scatter)
-
-
-def _unpack(packed: Array, dimension: int) -> Array:
-    """The (D, D) matrix of a packed upper triangle, or the diagonal (D,) as it came."""
-    if len(packed) == dimension * (dimension + 1) // 2 and dimension > 1:
-        full = np.zeros((dimension, dimension))
-        full[np.triu_indices(dimension)] = packed
-        full += np.triu(full, 1).T
-        diagonal = np.diagonal(full)
-    elif len(packed) == dimension:
-        full = diagonal = packed
-    else:
-        raise RecordError(f"sums: scatter of {len(packed)} values does not go with {dimension} features")
-    if (diagonal < 0).any():
-        raise RecordError("sums: negative second moments")
-    return full
