@@ -1,7 +1,135 @@
-"""A site's rows: loaded, encoded and split once a process; mapped to features once a setup.
+"""A site's rows: loaded, encoded and split once a process, mapped to features once a setup.
 
 In simulation every site gets its partition of one pool; a real site has its own file. Nothing here leaves the site
 but what `census` returns.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.data.partition import Deal
+from llm_qfl.federation.data.pool import Pool, fractions, read_pool
+from llm_qfl.federation.data.split import PARTS, make_split, split_site
+from llm_qfl.federation.data.sums import local_sums
+from llm_qfl.federation.errors import ConfigError, DataError
+from llm_qfl.federation.records import Census
+from llm_qfl.federation.settings import NodeSettings
+from llm_qfl.federation.setup import Setup
+from llm_qfl.federation.types import Labels, Partition, Rows
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRows:
+    """One site's rows: indices into a pool by part."""
+
+    pool: Pool
+    parts: Mapping[str, Labels]
+    own_data: bool
+
+
+@lru_cache(maxsize=4096)
+def site_rows(config: RunConfig, settings: NodeSettings, site: str) -> SiteRows:
+    """Load a site's rows and find its part of the split table.
+
+    Args:
+        config: the run config.
+        settings: the site's own settings.
+        site: the name that counts: the registered one, else the site's own.
+
+    Raises:
+        ConfigError: the partition does not exist.
+        DataError: the rows are not what the configuration says.
+    """
+    shares = fractions(config.data)
+    if settings.data_path is not None:
+        pool = read_pool(f"csv:{settings.data_path}", config.data, role="site")
+        part = split_site(pool.y, config.server.seed, site, shares)
+        rows = np.arange(len(pool.y))
+    else:
+        if not 0 <= settings.partition_id < settings.num_partitions:
+            raise ConfigError(
+                f"node config: partition-id {settings.partition_id} of num-partitions {settings.num_partitions}"
+            )
+        pool = read_pool(config.data.source, config.data)
+        data = config.data
+        deal = Deal(data.partitioner, settings.num_partitions, config.server.seed, data.alpha)
+        table = make_split(pool.y, deal, shares, pool.groups)
+        rows = np.flatnonzero(table.site == settings.partition_id)
+        part = table.part[rows]
+    parts = {name: rows[part == number] for number, name in enumerate(PARTS)}
+    return SiteRows(pool, parts, settings.data_path is not None)
+
+
+def census(config: RunConfig, settings: NodeSettings, site: str) -> Census:
+    """What the server may know before the first round: names, counts, and sums over at least `data.min-rows` rows."""
+    rows = site_rows(config, settings, site)
+    pool, train = rows.pool, rows.parts["train"]
+    x, y = pool.x[train], pool.y[train]
+    data = config.data
+    sums = local_sums(x, y, classes=pool.class_names, reduction=data.reduction, min_rows=data.min_rows)
+    return Census(
+        site=site,
+        own_data=rows.own_data,
+        encoding=pool.encoding,
+        columns=pool.columns,
+        class_names=pool.class_names,
+        rows={name: len(indices) for name, indices in rows.parts.items()},
+        class_counts=np.bincount(y, minlength=len(pool.class_names)),
+        sums=None if sums is None else sums.to_arrays(),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _partition(config: RunConfig, settings: NodeSettings, site: str, setup: _Keyed) -> Partition:
+    rows = site_rows(config, settings, site)
+    order = _label_order(rows.pool.class_names, setup.setup.class_names)
+
+    def part(name: str) -> Rows:
+        indices = rows.parts[name]
+        x = np.ascontiguousarray(setup.setup.feature_map.transform(rows.pool.x[indices]))
+        return Rows(x, order[rows.pool.y[indices]])
+
+    return Partition(site, *(part(name) for name in PARTS))
+
+
+@dataclass(frozen=True)
+class _Keyed:
+    """A setup that the memory knows by its digest."""
+
+    digest: str
+    setup: Setup
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def site_partition(config: RunConfig, settings: NodeSettings, site: str, setup: Setup, digest: str) -> Partition:
+    """A site's rows as features, by the run's setup; kept for the next round.
+
+    Raises:
+        DataError: columns or labels that the setup does not know.
+    """
+    pool = site_rows(config, settings, site).pool
+    if (pool.encoding, pool.columns) != (setup.encoding, setup.columns):
+        raise DataError(
+            f"columns: the run was set up for {setup.encoding} of {list(setup.columns)[:5]} ..., "
+            f"this site has {pool.encoding} of {list(pool.columns)[:5]} ..."
+        )
+    return _partition(config, settings, site, _Keyed(digest, setup))
+
+
+def _label_order(site: tuple[str, ...], federation: tuple[str, ...]) -> Labels:
+    """Code of each of the site's classes in the federation's order."""
+    unknown = [name for name in site if name not in federation]
+    if unknown:
+        raise DataError(f"labels {unknown} are not among the run's classes {list(federation)}; see data.classes")
+    return np.array([federation.index(name) for name in site], np.intp)

@@ -21,7 +21,8 @@ def main(grid: Grid, context: Context) -> None:
         LlmQflError: the run cannot go on; the run folder's summary says `failed` and why.
     """
     config = RunConfig.from_run_config(context.run_config)
-    from server_app.book import FolderBook, failure_json, project_folder
+    from llm_qfl.federation.settings import project_folder
+    from server_app.book import FolderBook, failure_json
     from server_app.display import make_display
     from server_app.ledger import Ledger, read_lines
     from server_app.report import write_report

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from llm_qfl.quantum.folder import save_model
@@ -157,11 +155,6 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
         "fingerprint": {},
         **dict.fromkeys(unknown.split()),
     }
-
-
-def project_folder() -> Path:
-    """Where relative paths of the run config start: the launcher's project, else the working directory."""
-    return Path(os.environ.get("LLM_QFL_PROJECT") or Path.cwd())
 
 
 def _own_data(opened: Opened) -> bool:

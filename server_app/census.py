@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
-from llm_qfl.federation.data.features import fit_feature_map
-from llm_qfl.federation.data.sums import combine
 
 from llm_qfl.federation.config import RunConfig, readout_problems
+from llm_qfl.federation.data.features import fit_feature_map
+from llm_qfl.federation.data.sums import FeatureSums, combine
 from llm_qfl.federation.errors import ConfigError, FederationError, RecordError
 from llm_qfl.federation.records import Census, content_bytes, decode_census, encode_query
 from llm_qfl.federation.setup import Setup, merge_classes
@@ -104,14 +104,18 @@ def make_setup(roll: Roll, config: RunConfig) -> Setup:
             f"one class over the whole federation ({', '.join(sorted(there)) or 'none'}): nothing to tell apart; "
             "check the label column and data.classes"
         )
-    sums = [(site, census.sums) for site, census in sorted(roll.answers.items()) if census.sums is not None]
+    sums = [
+        (site, FeatureSums.from_arrays(census.sums, classes=census.class_names, reduction=config.data.reduction))
+        for site, census in sorted(roll.answers.items())
+        if census.sums is not None
+    ]
     if not sums:
         raise FederationError(
             f"no site has data.min-rows={config.data.min_rows} training rows, so none sent sums for the feature map; "
             "lower data.min-rows (a sum of few rows is a row) or bring more rows"
         )
     first = censuses[0]
-    total = combine(sums)
+    total = combine(sums, classes)
     feature_map = fit_feature_map(total, reduction=config.data.reduction, qubits=config.quantum.qubits)
     return Setup(classes, first.encoding, config.data.k, first.columns, feature_map)
 

@@ -66,3 +66,8 @@ def default_folder() -> Path:
     """Where a node keeps its things when node config names no folder."""
     home = os.environ.get("FLWR_HOME")
     return Path(home) / "llm-qfl" if home else Path.home() / ".cache" / "llm-qfl"
+
+
+def project_folder() -> Path:
+    """Where relative paths start: the launcher's project, else the working directory."""
+    return Path(os.environ.get("LLM_QFL_PROJECT") or Path.cwd())

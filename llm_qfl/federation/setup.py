@@ -41,7 +41,7 @@ class Setup:
             "encoding": self.encoding,
             "k": self.k,
             "columns": list(self.columns),
-            "feature_map": self.feature_map.to_json(),
+            "feature_map": self.feature_map.to_dict(),
         }
 
     def to_json(self) -> str:
@@ -66,7 +66,7 @@ class Setup:
                 str(value["encoding"]),
                 int(value["k"]),
                 tuple(value["columns"]),
-                FeatureMap.from_json(value["feature_map"]),
+                FeatureMap.from_dict(value["feature_map"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"setup: not the JSON of a setup ({type(error).__name__}: {error})") from error
