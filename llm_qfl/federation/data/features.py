@@ -176,9 +176,9 @@ def _identity(kept: np.ndarray[Any, np.dtype[np.bool_]], qubits: int) -> Array:
 def _discriminants(sums: FeatureSums, within: Array, between: Array, shrinkage: float) -> Array:
     """Linear discriminant directions (D, up to G-1), the most telling first.
 
-    The generalised eigenvectors of the between-group against the shrunk within-group covariance, as
-    `LinearDiscriminantAnalysis(solver="eigen", shrinkage=...)` finds them; solved in the G-dimensional space of the
-    class means.
+    The generalised eigenvectors of the between-group against the shrunk within-group covariance, solved in the
+    G-dimensional space of the class means. For two classes that is the direction of scikit-learn's
+    `LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)` (its solver "eigen" shrinks the total covariance, too).
     """
     groups = int((sums.counts > 0).sum())
     if groups < 2:

@@ -1,8 +1,9 @@
-"""From a pandas frame to a `Table`: what CSV files and hub data sets share."""
+"""From named columns to a `Table`: what CSV files and hub data sets share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -16,103 +17,123 @@ from llm_qfl.federation.data.table import (
     order_columns,
 )
 from llm_qfl.federation.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from llm_qfl.federation.types import Array, Labels
 
 SEQUENCE_COLUMNS = ("sequence", "seq")  # the second is what Genomic Benchmarks calls it on the hub
+# What stands for a missing number. Only in numeric columns: a text may well read "None".
+MISSING = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"})
 
 
-def string_columns(header: list[str], wanted: Wanted) -> list[str]:
-    """The columns that are read as text, never as numbers: labels keep the letters they have in the file."""
-    words = {wanted.label_column, wanted.text_column, wanted.group_column, *SEQUENCE_COLUMNS}
-    return [name for name in header if name in words]
-
-
-def raw_columns(header: list[str], wanted: Wanted) -> tuple[str, list[str]]:
+def raw_columns(header: Sequence[str], wanted: Wanted) -> tuple[Literal["columns", "sequence", "text"], list[str]]:
     """Kind of the rows and their raw columns.
 
     A sequence column wins over a text column, which wins over numbers; beside either, other columns are not read.
     """
-    for kind, names in (("sequence", SEQUENCE_COLUMNS), ("text", (wanted.text_column,))):
-        there = [name for name in names if name in header and name != wanted.label_column]
-        if there:
-            return kind, there[:1]
-    return "columns", [name for name in header if name not in (wanted.label_column, wanted.group_column)]
+    apart = (wanted.label_column, wanted.group_column)
+    sequence = [name for name in SEQUENCE_COLUMNS if name in header and name not in apart]
+    if sequence:
+        return "sequence", sequence[:1]
+    if wanted.text_column in header and wanted.text_column not in apart:
+        return "text", [wanted.text_column]
+    return "columns", [name for name in header if name not in apart]
 
 
-def table_from_frame(frame: pd.DataFrame, wanted: Wanted, where: str) -> Table:
-    """Check a frame and make it a table. Label, text, sequence and group columns hold strings ("" where empty).
+def used_columns(header: Sequence[str], wanted: Wanted) -> tuple[list[str], list[str]]:
+    """Columns that are read as numbers, and those that are read as they are written.
 
     Raises:
-        DataError: no label column, no rows, a column that is not numeric, values that are not finite, other columns
-            than expected, labels outside the list.
+        DataError: no label column, no partition column, or nothing beside them.
     """
-    header = [str(name) for name in frame.columns]
-    _check_header(header, wanted, where)
-    if not len(frame):
-        raise DataError(f"{where}: no rows; expected a header line and at least one row")
-    labels, class_names, kept = _labels(frame, header, wanted, where)
-    kind, found = raw_columns(header, wanted)
-    columns = tuple(order_columns(found, wanted.expect_columns, where))
-    group = wanted.group_column
-    groups = None if group is None else tuple(np.asarray(frame[group], object)[kept])
-    common = (columns, labels, class_names)
-    if kind == "columns":
-        values = _numbers(frame, columns, where)[kept]
-        return Table("columns", *common, values=values, groups=groups)
-    strings = [str(value) for value in frame[columns[0]]]
-    if kind == "sequence":
-        sequences = check_sequences(strings, columns[0], where)
-        return Table("sequence", *common, sequences=tuple(sequences[i] for i in kept), groups=groups)
-    empty = [row for row, value in enumerate(strings, 1) if not value.strip()]
-    if empty:
-        raise DataError(
-            f"{where}: {len(empty)} empty texts in column {columns[0]!r}, the first in data row {empty[0]}; "
-            "fill them in or leave those rows out"
-        )
-    return Table("text", *common, texts=tuple(strings[i] for i in kept), groups=groups)
-
-
-def _check_header(header: list[str], wanted: Wanted, where: str) -> None:
     listed = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
     if wanted.labelled and wanted.label_column not in header:
-        raise DataError(
-            f"{where}: no label column {wanted.label_column!r} among {listed}; name it in data.label-column"
-        )
+        raise DataError(f"no label column {wanted.label_column!r} among {listed}; name it in data.label-column")
     if wanted.group_column is not None and wanted.group_column not in header:
-        raise DataError(f"{where}: no column {wanted.group_column!r} (data.partition-column) among {listed}")
-    if not raw_columns(header, wanted)[1]:
-        raise DataError(f"{where}: no column beside the label; expected numbers, a sequence or a text column")
+        raise DataError(f"no column {wanted.group_column!r} (data.partition-column) among {listed}")
+    kind, raw = raw_columns(header, wanted)
+    if not raw:
+        raise DataError("no column beside the label; expected numbers, a sequence or a text column")
+    apart = [name for name in header if name in (wanted.label_column, wanted.group_column)]
+    return (raw, apart) if kind == "columns" else ([], apart + raw)
+
+
+def table_from_columns(
+    header: Sequence[str],
+    numbers: Mapping[str, Array],
+    strings: Mapping[str, Sequence[str]],
+    wanted: Wanted,
+    where: str,
+) -> Table:
+    """Check columns and make them a table.
+
+    Args:
+        header: all column names of the source.
+        numbers: (N,) float64 per column, NaN where missing; which ones, `used_columns` says.
+        strings: N strings per column.
+        wanted: what is asked for.
+        where: the source's name for messages.
+
+    Raises:
+        DataError: no rows, values that are not finite, empty cells, other columns than expected, labels outside the
+            list.
+    """
+    rows = [*(len(cells) for cells in strings.values()), *(len(values) for values in numbers.values())][0]
+    if not rows:
+        raise DataError(f"{where}: no rows; expected a header line and at least one row")
+    labels, class_names, kept = _labels(strings.get(wanted.label_column), rows, wanted, where)
+    kind, found = raw_columns(header, wanted)
+    columns = tuple(order_columns(found, wanted.expect_columns, where))
+    groups = None
+    if wanted.group_column is not None:
+        groups = tuple(strings[wanted.group_column][i] for i in kept)
+    if kind == "columns":
+        values = np.stack([numbers[name] for name in columns], axis=1)
+        check_finite(values, columns, where)
+        return Table("columns", columns, labels, class_names, values=values[kept], groups=groups)
+    cells = strings[columns[0]]
+    if kind == "sequence":
+        sequences = check_sequences(cells, columns[0], where)
+        kept_ones = tuple(sequences[i] for i in kept)
+        return Table("sequence", columns, labels, class_names, sequences=kept_ones, groups=groups)
+    _refuse_empty(cells, f"{where}: {{}} empty texts in column {columns[0]!r}, the first in data row {{}}")
+    return Table("text", columns, labels, class_names, texts=tuple(cells[i] for i in kept), groups=groups)
+
+
+def to_numbers(cells: Sequence[str], name: str, where: str, first_row: int = 1) -> Array:
+    """Written numbers as float64, exactly; NaN where missing.
+
+    Raises:
+        DataError: something else, with its data row (from 1).
+    """
+    try:
+        return np.array(cells, np.float64)
+    except ValueError:  # find out what, and take the words for missing
+        values = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        if cell.strip() in MISSING:
+            continue
+        try:
+            values[row] = float(cell)
+        except ValueError as error:
+            raise DataError(
+                f"{where}: column {name!r} is not numeric: expected a number in data row {first_row + row}, "
+                f"got {cell[:40]!r}; encode it as numbers or leave the column out"
+            ) from error
+    return values
 
 
 def _labels(
-    frame: pd.DataFrame, header: list[str], wanted: Wanted, where: str
-) -> tuple[np.ndarray[Any, np.dtype[np.intp]], tuple[str, ...], np.ndarray[Any, np.dtype[np.intp]]]:
-    if wanted.label_column not in header:
-        return np.full(len(frame), UNKNOWN, np.intp), wanted.classes or (), np.arange(len(frame))
-    names = [str(name).strip() for name in frame[wanted.label_column]]
-    empty = [row for row, name in enumerate(names, 1) if not name]
-    if empty:
-        raise DataError(
-            f"{where}: {len(empty)} rows without a label in column {wanted.label_column!r}, the first is data row "
-            f"{empty[0]}; fill them in or leave those rows out"
-        )
+    cells: Sequence[str] | None, rows: int, wanted: Wanted, where: str
+) -> tuple[Labels, tuple[str, ...], Labels]:
+    if cells is None:
+        return np.full(rows, UNKNOWN, np.intp), wanted.classes or (), np.arange(rows)
+    names = [name.strip() for name in cells]
+    _refuse_empty(
+        names, f"{where}: {{}} rows without a label in column {wanted.label_column!r}, the first is data row {{}}"
+    )
     return code_labels(names, wanted, where)
 
 
-def _numbers(frame: pd.DataFrame, columns: tuple[str, ...], where: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    import pandas as pd
-
-    for name in columns:
-        if frame[name].dtype.kind in "iufb":
-            continue
-        bad = pd.to_numeric(frame[name], errors="coerce").isna().to_numpy() & frame[name].notna().to_numpy()
-        row = int(np.flatnonzero(bad)[0]) if bad.any() else 0
-        raise DataError(
-            f"{where}: column {name!r} is not numeric: expected a number in data row {row + 1}, "
-            f"got {str(frame[name].iloc[row])[:40]!r}; encode it as numbers or leave the column out"
-        )
-    values = np.ascontiguousarray(frame[list(columns)].to_numpy(np.float64))
-    check_finite(values, columns, where)
-    return values
+def _refuse_empty(cells: Sequence[str], message: str) -> None:
+    empty = [row for row, cell in enumerate(cells, 1) if not cell.strip()]
+    if empty:
+        raise DataError(message.format(len(empty), empty[0]) + "; fill them in or leave those rows out")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llm_qfl.federation.data.frame import string_columns, table_from_frame
+import numpy as np
+
+from llm_qfl.federation.data.frame import table_from_columns, to_numbers, used_columns
 from llm_qfl.federation.data.table import Table, Wanted
 from llm_qfl.federation.errors import DataError
+from llm_qfl.federation.types import Array
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,15 +25,23 @@ def read_hub(name: str, wanted: Wanted) -> Table:
     Raises:
         DataError: no such data set, config or split, or its rows are not what is wanted.
     """
-    dataset, config, split = _parse(name)
-    rows = _load(dataset, config, split)
-    for column, feature in rows.features.items():
-        if column != wanted.label_column and not hasattr(feature, "dtype"):
-            raise DataError(f"hub:{name}: column {column!r} holds {feature}, expected numbers or strings")
-    frame = rows.to_pandas()
-    for column in string_columns([str(c) for c in frame.columns], wanted):
-        frame[column] = frame[column].map(lambda value: "" if value is None or value != value else str(value))
-    return table_from_frame(frame, wanted, f"hub:{name}")
+    where = f"hub:{name}"
+    rows = _load(*_parse(name))
+    header = [str(column) for column in rows.column_names]
+    try:
+        number_names, string_names = used_columns(header, wanted)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    arrow = rows.with_format("arrow")[:]
+    strings = {c: ["" if v is None else str(v) for v in arrow.column(c).to_pylist()] for c in string_names}
+    numbers = {column: _numbers(arrow.column(column).to_numpy(), column, where) for column in number_names}
+    return table_from_columns(header, numbers, strings, wanted, where)
+
+
+def _numbers(values: np.ndarray[Any, np.dtype[Any]], column: str, where: str) -> Array:
+    if values.dtype.kind in "iufb":
+        return np.array(values, np.float64)
+    return to_numbers(["" if value is None else str(value) for value in values], column, where)
 
 
 def _parse(name: str) -> tuple[str, str | None, str]:

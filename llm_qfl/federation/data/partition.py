@@ -65,6 +65,8 @@ def partition(labels: Labels, deal: Deal, column_values: Sequence[str] | None = 
 def _partition(labels: bytes, deal: Deal, values: tuple[str, ...] | None) -> tuple[Labels, ...]:
     codes = np.frombuffer(labels, np.int64)
     _check(len(codes), deal, values)
+    if deal.sites == 1:  # nothing to deal: no need to wait for the import
+        return (_frozen(np.arange(len(codes))),)
     draws = DRAWS if deal.partitioner == "dirichlet" else 1  # the others always deal the same numbers of rows
     for draw in range(draws):
         rows = _draw(codes, deal, values, draw)
@@ -119,9 +121,13 @@ def _draw(codes: Labels, deal: Deal, values: tuple[str, ...] | None, draw: int) 
             rows = np.sort(np.asarray(partitioner.load_partition(site)["row"], np.intp))
             if len(rows) < deal.min_rows:
                 return None
-            rows.setflags(write=False)
-            parts.append(rows)
+            parts.append(_frozen(rows))
     return tuple(parts)
+
+
+def _frozen(rows: Labels) -> Labels:
+    rows.setflags(write=False)
+    return rows
 
 
 def _partitioner(deal: Deal, rows: int, seed: int) -> Partitioner:

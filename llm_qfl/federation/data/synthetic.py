@@ -31,14 +31,14 @@ def gaussian_rows(
         rows: N, dealt evenly to the classes.
         columns: D.
         classes: C.
-        distance: between the classes' centres, in standard deviations.
+        distance: between any two classes' centres, in standard deviations (Mahalanobis): two classes can be told
+            apart with accuracy Phi(distance / 2). Classes may not outnumber columns.
     """
     labels = random.permutation(np.arange(rows) % classes)
-    centres = random.normal(size=(classes, columns))
-    centres *= distance / np.sqrt(2 * columns)
+    centres = distance / np.sqrt(2) * np.linalg.qr(random.normal(size=(columns, classes)))[0].T
     mix = np.eye(columns) + 0.4 * random.normal(size=(columns, columns)) / np.sqrt(columns)
     scales = 10.0 ** random.uniform(-2, 2, size=columns)
-    values = (centres[labels] + random.normal(size=(rows, columns)) @ mix) * scales
+    values = (centres[labels] + random.normal(size=(rows, columns))) @ mix * scales
     return values, labels.astype(np.intp)
 
 
