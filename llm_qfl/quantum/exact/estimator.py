@@ -1,0 +1,251 @@
+"""`ExactEstimator`: Qiskit's estimator primitive (V2) on the exact engine.
+
+A drop-in for `StatevectorEstimator`, which binds, evolves and contracts one parameter set at a time; here all parameter
+sets that share a circuit run through one engine in one batch, over all PUBs of a call. Exceptions:
+`docs/decisions/0003-drop-in.md`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit.circuit import QuantumCircuit
+from qiskit.primitives import (
+    BaseEstimatorV2,
+    DataBin,
+    EstimatorPubLike,
+    PrimitiveJob,
+    PrimitiveResult,
+    PubResult,
+)
+from qiskit.primitives.containers.estimator_pub import EstimatorPub
+from qiskit.quantum_info import SparseObservable, SparsePauliOp
+
+from llm_qfl.quantum.exact.engine_cache import EngineCache, circuit_key
+from llm_qfl.quantum.exact.measurement import without_measurements
+from llm_qfl.quantum.exact.pauli_shots import groups, sampled_expectations
+
+FLOAT = NDArray[np.float64]
+INDEX = NDArray[np.int64]
+
+_WASTE = 2
+"""Rows times observables may exceed the values asked for by this factor before observables run apart."""
+
+_CHUNK_BYTES = 1 << 28
+"""States held at a time where expectation values come from shots."""
+
+
+@dataclass
+class _Block:
+    """One PUB, flattened: value i is that of observable `observable[i]` at parameter set `row[i]`.
+
+    Args:
+        key: of the circuit.
+        circuit: the circuit as sent.
+        rows: parameter sets, shape `(N, P)`, in the order of `circuit.parameters`.
+        observables: the distinct ones.
+        names: what tells them apart.
+        row: shape of the PUB.
+        observable: shape of the PUB.
+    """
+
+    key: Hashable
+    circuit: QuantumCircuit
+    rows: FLOAT
+    observables: list[SparseObservable]
+    names: list[Hashable]
+    row: INDEX
+    observable: INDEX
+
+    def operators(self, which: Iterable[int]) -> list[SparsePauliOp]:
+        """Observables as sums of Paulis; projectors are expanded."""
+        return [SparsePauliOp.from_sparse_observable(self.observables[i]) for i in which]
+
+
+class ExactEstimator(BaseEstimatorV2):  # type: ignore[misc]  # qiskit carries no types here
+    """Expectation values from exact simulation, for any circuit of unitary gates.
+
+    Args:
+        default_precision: standard deviation of the noise added to a value; 0: exact values.
+        seed: of the noise. An integer starts the same stream for every PUB, as in `StatevectorEstimator` (equal
+            seeds, equal values); a `Generator` goes on from PUB to PUB.
+        sampled: take the noise from shots, `ceil(1 / precision ** 2)` for each group of qubit-wise commuting Paulis,
+            as a device and `BackendEstimatorV2` do, in place of a normal distribution; `stds` are then the standard
+            errors. Observables of one PUB are sampled independently.
+        dtype: `float64` or `float32`, what the engine computes in.
+        memory_budget: bytes that the engine may use; `None`: its default.
+    """
+
+    def __init__(
+        self,
+        *,
+        default_precision: float = 0.0,
+        seed: np.random.Generator | int | None = None,
+        sampled: bool = False,
+        dtype: str = "float64",
+        memory_budget: int | None = None,
+    ) -> None:
+        self._default_precision = default_precision
+        self._seed = seed
+        self._sampled = sampled
+        self._engines = EngineCache(dtype, memory_budget)
+
+    @property
+    def default_precision(self) -> float:
+        """Precision of a run that names none."""
+        return self._default_precision
+
+    @property
+    def seed(self) -> np.random.Generator | int | None:
+        """Seed or generator of the noise."""
+        return self._seed
+
+    @property
+    def sampled(self) -> bool:
+        """Does the noise come from shots?"""
+        return self._sampled
+
+    def run(
+        self, pubs: Iterable[EstimatorPubLike], *, precision: float | None = None
+    ) -> PrimitiveJob[PrimitiveResult[PubResult]]:
+        """Estimate expectation values.
+
+        Args:
+            pubs: `(circuit, observables, parameter values, precision)`, the last two optional.
+            precision: for PUBs that name none; `None`: `default_precision`.
+
+        Returns:
+            A job whose result holds `evs` and `stds` of each PUB's broadcast shape.
+
+        Raises:
+            ValueError: a PUB's parts do not fit together.
+            CircuitError: (from the job) a circuit holds more than unitary gates and final measurements.
+        """
+        coerced = [EstimatorPub.coerce(pub, self._default_precision if precision is None else precision) for pub in pubs]
+        job = PrimitiveJob(self._run, coerced)
+        job._submit()
+        return job
+
+    def _run(self, pubs: list[EstimatorPub]) -> PrimitiveResult[PubResult]:
+        with self._engines.lock:
+            keys: dict[int, Hashable] = {}  # by identity: the PUBs hold the circuits for the length of this call
+            for pub in pubs:
+                if id(pub.circuit) not in keys:
+                    keys[id(pub.circuit)] = circuit_key(pub.circuit)
+            blocks = [_flatten(pub, keys[id(pub.circuit)]) for pub in pubs]
+            if self._sampled:
+                noisy = [self._measure(block, pub.precision) for block, pub in zip(blocks, pubs, strict=True)]
+            else:
+                exact = self._exact(blocks)
+                noisy = [self._blur(values, pub.precision) for values, pub in zip(exact, pubs, strict=True)]
+        return PrimitiveResult(
+            [_result(pub, *values) for pub, values in zip(pubs, noisy, strict=True)], metadata={"version": 2}
+        )
+
+    def _exact(self, blocks: list[_Block]) -> list[FLOAT]:
+        """Exact values of every block, one engine run for all that share circuit and observables."""
+        values = [np.zeros(block.row.shape) for block in blocks]
+        parts: dict[Hashable, list[tuple[int, list[int]]]] = defaultdict(list)
+        for at, block in enumerate(blocks):
+            for which in _columns(block):
+                parts[block.key, tuple(block.names[i] for i in which)].append((at, which))
+        for key, members in parts.items():
+            self._exact_part(key, [(blocks[at], which, values[at]) for at, which in members])
+        return values
+
+    def _exact_part(self, key: Hashable, members: list[tuple[_Block, list[int], FLOAT]]) -> None:
+        first, wanted, _ = members[0]
+        engine = self._engines.get(
+            key, lambda: without_measurements(first.circuit), lambda: first.operators(wanted)
+        )
+        needed = []
+        for block, which, _ in members:
+            mask = np.isin(block.observable, which)
+            needed.append((mask, *np.unique(block.row[mask], return_inverse=True)))
+        rows = np.concatenate([block.rows[used] for (block, _, _), (_, used, _) in zip(members, needed, strict=True)])
+        if not len(rows):
+            return
+        results = np.asarray(engine.expectations(rows, np.zeros(0)), dtype=np.float64)
+        start = 0
+        for (block, which, values), (mask, used, inverse) in zip(members, needed, strict=True):
+            position = np.zeros(len(block.names), dtype=np.int64)
+            position[which] = np.arange(len(which))
+            values[mask] = results[start : start + len(used)][inverse.reshape(-1), position[block.observable[mask]]]
+            start += len(used)
+
+    def _blur(self, values: FLOAT, precision: float) -> tuple[FLOAT, FLOAT]:
+        if precision != 0:
+            values = np.asarray(np.random.default_rng(self._seed).normal(values, precision))
+        return values, np.zeros_like(values)
+
+    def _measure(self, block: _Block, precision: float) -> tuple[FLOAT, FLOAT]:
+        if precision == 0:
+            return self._blur(self._exact([block])[0], 0.0)
+        rng = np.random.default_rng(self._seed)
+        engine = self._engines.get((block.key, "states"), lambda: without_measurements(block.circuit))
+        values, errors = np.zeros(block.row.shape), np.zeros(block.row.shape)
+        bases = [groups(operator) for operator in block.operators(range(len(block.names)))]
+        row, observable = block.row.reshape(-1), block.observable.reshape(-1)
+        step = max(1, _CHUNK_BYTES // (16 << block.circuit.num_qubits))
+        for start in range(0, len(block.rows), step):
+            states = np.asarray(engine.states(block.rows[start : start + step], np.zeros(0)), dtype=np.complex128)
+            for i, basis in enumerate(bases):
+                at = np.flatnonzero((observable == i) & (row >= start) & (row < start + step))
+                means = sampled_expectations(states[row[at] - start], basis, shots_for(precision), rng)
+                values.reshape(-1)[at], errors.reshape(-1)[at] = means
+        return values, errors
+
+
+def shots_for(precision: float) -> int:
+    """Shots for a precision, `ceil(1 / precision ** 2)`; rounding errors do not count as a shot."""
+    exact = 1.0 / precision**2
+    return round(exact) if math.isclose(exact, round(exact), rel_tol=1e-9) else math.ceil(exact)
+
+
+def _flatten(pub: EstimatorPub, key: Hashable) -> _Block:
+    points = pub.parameter_values.as_array(pub.circuit.parameters)
+    sent = pub.observables.sparse_observables_array()
+    names: dict[Hashable, int] = {}
+    distinct: list[SparseObservable] = []
+    which = np.zeros(sent.shape, dtype=np.int64)
+    for at, observable in np.ndenumerate(sent):
+        name = _name(observable)
+        if name not in names:
+            names[name] = len(distinct)
+            distinct.append(observable)
+        which[at] = names[name]
+    shape = pub.parameter_values.shape
+    count = math.prod(shape)
+    row, observable_of = np.broadcast_arrays(np.arange(count).reshape(shape), which)
+    rows = np.asarray(points, dtype=np.float64).reshape(count, pub.circuit.num_parameters)
+    return _Block(key, pub.circuit, rows, distinct, list(names), row, observable_of)
+
+
+def _name(observable: SparseObservable) -> Hashable:
+    return (
+        observable.num_qubits,
+        observable.coeffs.tobytes(),
+        observable.bit_terms.tobytes(),
+        observable.indices.tobytes(),
+        observable.boundaries.tobytes(),
+    )
+
+
+def _columns(block: _Block) -> list[list[int]]:
+    """Observables that run together: all of them, or each alone where few of the combinations are asked for."""
+    everything = list(range(len(block.names)))
+    if len(block.rows) * len(everything) <= _WASTE * block.row.size:
+        return [everything]
+    return [[i] for i in everything]
+
+
+def _result(pub: EstimatorPub, values: FLOAT, errors: FLOAT) -> PubResult:
+    return PubResult(
+        DataBin(evs=values, stds=errors, shape=values.shape),
+        metadata={"target_precision": pub.precision, "circuit_metadata": pub.circuit.metadata},
+    )
