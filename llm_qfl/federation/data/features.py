@@ -133,7 +133,7 @@ def fit_feature_map(
         raise DataError("feature map: one row has no spread; lower data.min-rows or bring more rows")
     with one_thread():
         mean, within, between = _moments(sums)
-        variance = (np.diagonal(within) if within.ndim == 2 else within) + np.einsum("gd,gd->d", between, between)
+        variance = np.diagonal(within) + np.einsum("gd,gd->d", between, between)
         kept = np.sqrt(variance) > CONSTANT * np.maximum(np.abs(mean), np.finfo(float).tiny)
         scale = np.where(kept, np.sqrt(variance), 1.0)
         if reduction == "none":
@@ -160,7 +160,7 @@ def _moments(sums: FeatureSums) -> tuple[Array, Array, Array]:
     first = sums.means[np.flatnonzero(weights)[0]]
     mean = first + weights @ np.where(weights[:, None] > 0, sums.means - first, 0.0)
     between = np.sqrt(weights)[:, None] * np.where(weights[:, None] > 0, sums.means - mean, 0.0)
-    return mean, sums.scatter / sums.counts.sum(), between
+    return mean, sums.scatter_matrix() / sums.counts.sum(), between
 
 
 def _identity(kept: np.ndarray[Any, np.dtype[np.bool_]], qubits: int) -> Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,8 +33,8 @@ class FeatureSums:
         groups: names of the G classes, or `POOLED`.
         counts: (G,) rows that count.
         means: (G, D) mean row of each group; zeros where a group has no rows.
-        scatter: sum over rows of the outer product of row minus its group's mean: (D, D), or its diagonal (D,) where
-            no more is needed (`none`).
+        scatter: sum over rows of the outer product of row minus its group's mean: the upper triangle row by row
+            (D (D+1) / 2,), as it travels, or the diagonal (D,) where no more is needed (`none`).
     """
 
     groups: tuple[str, ...]
@@ -46,12 +47,18 @@ class FeatureSums:
         """Rows that count."""
         return int(self.counts.sum())
 
-    def to_arrays(self) -> dict[str, Array]:
-        """For the wire; of the symmetric scatter only the upper triangle travels."""
+    def scatter_matrix(self) -> Array:
+        """The scatter as a symmetric matrix (D, D); of a diagonal, diagonal."""
         dimension = self.means.shape[1]
-        full = self.scatter.ndim == 2
-        scatter = self.scatter[np.triu_indices(dimension)] if full else self.scatter
-        return {"counts": self.counts, "means": self.means, "scatter": scatter}
+        if len(self.scatter) == dimension:
+            return np.diag(self.scatter)
+        full = np.zeros((dimension, dimension))
+        full[_triangle(dimension)] = self.scatter
+        return full + np.triu(full, 1).T
+
+    def to_arrays(self) -> dict[str, Array]:
+        """For the wire."""
+        return {"counts": self.counts, "means": self.means, "scatter": self.scatter}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], *, classes: Sequence[str], reduction: str) -> FeatureSums:
@@ -80,13 +87,29 @@ class FeatureSums:
             raise RecordError("sums: values that are not finite")
         if (counts < 0).any() or (counts != np.round(counts)).any() or counts.sum() < 1:
             raise RecordError("sums: counts expected whole numbers of rows, at least one row")
-        if reduction != "none":
-            full = np.zeros((dimension, dimension))
-            full[np.triu_indices(dimension)] = scatter
-            scatter = full + np.triu(full, 1).T
-        if (np.diagonal(scatter) if scatter.ndim == 2 else scatter).min() < 0:
+        diagonal = scatter if reduction == "none" else scatter[_diagonal(dimension)]
+        if (diagonal < 0).any():
             raise RecordError("sums: negative second moments")
         return cls(groups, counts, means, scatter)
+
+
+@lru_cache(maxsize=4)
+def _triangle(dimension: int) -> tuple[Labels, Labels]:
+    rows, columns = np.triu_indices(dimension)
+    return rows, columns
+
+
+def _diagonal(dimension: int) -> Labels:
+    """Where the diagonal lies in the packed triangle."""
+    index = np.arange(dimension)
+    return index * dimension - index * (index - 1) // 2
+
+
+def _products(rows: Array, diagonal: bool) -> Array:
+    """Sum of the rows' outer products, packed."""
+    if diagonal:
+        return np.asarray((rows**2).sum(axis=0))
+    return np.asarray((rows.T @ rows)[_triangle(rows.shape[1])])
 
 
 def _groups(classes: Sequence[str], reduction: str) -> tuple[str, ...]:
@@ -112,17 +135,16 @@ def local_sums(x: Array, y: Labels, *, classes: Sequence[str], reduction: str, m
     counts[counts < min_rows] = 0
     if counts.sum() < max(min_rows, 1):
         return None
-    dimension = x.shape[1]
+    dimension, diagonal = x.shape[1], reduction == "none"
     means = np.zeros((len(groups), dimension))
-    scatter = np.zeros((dimension, dimension) if reduction != "none" else dimension)
+    scatter = np.zeros(dimension if diagonal else dimension * (dimension + 1) // 2)
     with one_thread():
         for group in np.flatnonzero(counts):
             rows = x[codes == group]
             mean = rows.mean(axis=0)
             mean += (rows - mean).mean(axis=0)  # what rounding the first mean left
-            centred = rows - mean
             means[group] = mean
-            scatter += centred.T @ centred if scatter.ndim == 2 else (centred**2).sum(axis=0)
+            scatter += _products(rows - mean, diagonal)
     return FeatureSums(groups, counts, means, scatter)
 
 
@@ -168,5 +190,5 @@ def _add(parts: Sequence[FeatureSums], groups: tuple[str, ...]) -> FeatureSums:
         counts[number] = sizes.sum()
         means[number] = centres[0] + sizes @ (centres - centres[0]) / sizes.sum()  # differences keep the digits
         apart = (centres - means[number]) * np.sqrt(sizes)[:, None]
-        scatter += apart.T @ apart if scatter.ndim == 2 else (apart**2).sum(axis=0)
+        scatter += _products(apart, diagonal=len(scatter) == dimension)
     return FeatureSums(groups, counts, means, scatter)
