@@ -12,7 +12,8 @@ from llm_qfl.federation.errors import DataError
 from llm_qfl.federation.types import Array, Labels
 
 BASES = "ACGT"
-_WANTS = {"columns": "columns", "kmer": "sequence", "onehot": "sequence"}
+_COMPLEMENT = str.maketrans(BASES, BASES[::-1])
+_WANTS = {"columns": "columns", "kmer": "sequence", "canonical-kmer": "sequence", "onehot": "sequence"}
 _AUTO = {"columns": "columns", "sequence": "kmer"}
 
 
@@ -43,6 +44,8 @@ def encode(table: Table, encoding: str = "auto", *, k: int = 4) -> tuple[Array, 
 
     - `columns`: the numeric columns as they are.
     - `kmer`: frequencies of the 4**k words of k bases among the row's windows; windows that hold an N do not count.
+    - `canonical-kmer`: the same with each word and its reverse complement counted as one, for reads of either strand;
+      of the two the first by letter names the pair.
     - `onehot`: four numbers a base, N is four zeros; all sequences must be of one length.
 
     Args:
@@ -57,7 +60,10 @@ def encode(table: Table, encoding: str = "auto", *, k: int = 4) -> tuple[Array, 
     if table.values is not None:
         return table.values, table.columns
     sequences = table.sequences or ()
-    return kmer_frequencies(sequences, k) if encoding == "kmer" else one_hot(sequences)
+    if encoding == "onehot":
+        return one_hot(sequences)
+    values, words = kmer_frequencies(sequences, k)
+    return (values, words) if encoding == "kmer" else _both_strands(values, words)
 
 
 def kmer_frequencies(sequences: Sequence[str], k: int) -> tuple[Array, tuple[str, ...]]:
@@ -86,6 +92,17 @@ def kmer_frequencies(sequences: Sequence[str], k: int) -> tuple[Array, tuple[str
             "lower data.k or leave that row out"
         )
     return counts / totals, names
+
+
+def _both_strands(values: Array, words: tuple[str, ...]) -> tuple[Array, tuple[str, ...]]:
+    """Each word's share and its reverse complement's added up (a palindrome is its own)."""
+    canonical = [min(word, word.translate(_COMPLEMENT)[::-1]) for word in words]
+    names = tuple(sorted(set(canonical)))
+    column = {name: number for number, name in enumerate(names)}
+    folded = np.zeros((len(values), len(names)))
+    for source, name in enumerate(canonical):
+        folded[:, column[name]] += values[:, source]
+    return folded, names
 
 
 def one_hot(sequences: Sequence[str]) -> tuple[Array, tuple[str, ...]]:

@@ -35,6 +35,21 @@ def test_kmers_equal_a_count_by_hand(sequences, k):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize(("k", "words"), [(1, 2), (2, 10), (3, 32), (4, 136)])
+def test_canonical_kmers_do_not_see_the_strand(k, words):
+    random = np.random.default_rng(k)
+    one = ["".join(random.choice(list("ACGTN"), 50, p=[0.2, 0.3, 0.24, 0.24, 0.02])) for _ in range(4)]
+    other = [sequence.translate(str.maketrans("ACGT", "TGCA"))[::-1] for sequence in one]
+    values, names = encode(sequence_table(*one), "canonical-kmer", k=k)
+    assert values.shape == (4, words)  # (4**k + palindromes) / 2, and a word of odd length is never a palindrome
+    assert len(names) == words
+    np.testing.assert_allclose(values, encode(sequence_table(*other), "canonical-kmer", k=k)[0], atol=1e-15)
+    np.testing.assert_allclose(values.sum(axis=1), 1)
+    if k == 1:
+        share = [(s.count("A") + s.count("T")) / (len(s) - s.count("N")) for s in one]
+        np.testing.assert_allclose(values[:, names.index("A")], share)
+
+
 def test_one_hot_by_hand():
     found, names = one_hot(["ACN", "GTT"])
     assert names[:5] == ("A1", "C1", "G1", "T1", "A2")
@@ -58,7 +73,7 @@ def test_auto_goes_by_kind():
         ("sequence", "columns", "'columns' needs numeric columns, the rows are of kind 'sequence'"),
         ("text", "auto", "'auto' makes no numbers of text"),
         ("text", "kmer", "'kmer' makes no numbers of text"),
-        ("text", "language", "expected auto, columns, kmer, onehot, got 'language'"),
+        ("text", "language", "expected auto, columns, kmer, canonical-kmer, onehot, got 'language'"),
     ],
 )
 def test_encodings_that_do_not_go_with_the_rows(kind, encoding, message):
