@@ -42,9 +42,8 @@ def main() -> None:
     summary = run.summary
     print(f"{arguments.sites} sites, {arguments.rounds} rounds, data.min-rows={arguments.min_rows}: {seconds:.1f} s,")
     print(f"peak memory {peak:.2f} GiB, {reports} accepted replies, {1000 * seconds / reports:.1f} ms each,")
-    print(
-        f"test accuracy {summary['test_accuracy']:.4f}, logistic {summary['baselines']['logistic']['test_accuracy']:.4f}"
-    )
+    logistic = summary["baselines"]["logistic"]["test_accuracy"]
+    print(f"test accuracy {summary['test_accuracy']:.4f}, logistic {logistic:.4f}")
     if arguments.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(15)
 

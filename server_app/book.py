@@ -9,13 +9,14 @@ from typing import Any
 
 from llm_qfl.quantum.folder import save_model
 
+from llm_qfl import __version__
 from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
 from server_app.display import Display
 from server_app.ledger import Json, Ledger, round_line, scores_json
 from server_app.session import Finished, Opened
 
-LIBRARIES = ("llm-qfl", "flwr", "qiskit", "qiskit-machine-learning", "numpy", "scipy", "scikit-learn", "numba")
+LIBRARIES = ("flwr", "qiskit", "qiskit-machine-learning", "numpy", "scipy", "scikit-learn", "numba")
 
 
 class FolderBook:
@@ -76,7 +77,7 @@ def config_json(run_id: str, opened: Opened) -> Json:
         "gradient_cost": model.gradient_cost,
         "baselines": {name: {"parameters": b.num_parameters} for name, b in opened.baselines.items()},
         "fingerprint": dict(opened.fingerprint),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "test_source": config.data.test,
         "validation_source": config.data.validation,
     }
@@ -130,7 +131,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "left_out": {**opened.roll.left_out, **finished.left_out},
         "policy": None,
         "language": None,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "fingerprint": dict(opened.fingerprint),
     }
 
@@ -151,10 +152,15 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
         "dataset": config.data.source,
         "test_source": config.data.test,
         "baselines": {},
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "fingerprint": {},
         **dict.fromkeys(unknown.split()),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of this app (from its sources: a FAB is not an installed package) and of the libraries that compute."""
+    return {"llm-qfl": __version__, **{name: version(name) for name in LIBRARIES}}
 
 
 def _own_data(opened: Opened) -> bool:

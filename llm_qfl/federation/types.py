@@ -44,6 +44,15 @@ class Scores:
     rows: Labels
     correct: Labels
 
+    @classmethod
+    def of(cls, log_probabilities: Array, y: Labels) -> Scores:
+        """Sums from log-probabilities (N, C), nats, and labels (N,)."""
+        classes = log_probabilities.shape[1]
+        right = y[np.argmax(log_probabilities, axis=1) == y]
+        loss = float(-log_probabilities[np.arange(len(y)), y].sum())
+        # Rounding may leave a perfect prediction a hair below zero.
+        return cls(max(loss, 0.0), np.bincount(y, minlength=classes), np.bincount(right, minlength=classes))
+
     @property
     def count(self) -> int:
         """Number of rows."""

@@ -25,9 +25,9 @@ def content_bytes(content: RecordDict) -> int:
         if isinstance(record, ArrayRecord):
             total += sum(len(array.data) for key, array in record.items() if not key.startswith(BASELINE))
         elif isinstance(record, MetricRecord):
-            total += MetricRecord({k: v for k, v in record.items() if not k.startswith(BASELINE)}).count_bytes()
+            total += len(MetricRecord({k: v for k, v in record.items() if not k.startswith(BASELINE)}).deflate())
         else:
-            total += record.count_bytes()
+            total += len(record.deflate())
     return total
 
 
