@@ -114,7 +114,7 @@ class ExactEngine:
             cotangent: shape `(N, K)`.
         """
         x, w = self._checked(inputs, weights)
-        bar = np.ascontiguousarray(cotangent, dtype=np.float64)
+        bar = np.array(cotangent, dtype=np.float64, order="C")  # a copy: kernels are compiled for writable arrays
         if bar.shape != (len(x), self.num_outputs):
             raise CircuitError(f"cotangent must have shape ({len(x)}, {self.num_outputs}), got {bar.shape}")
         if any(f.of_weights for f in self._tape.functions):  # functions have slopes per sample: no sum before them

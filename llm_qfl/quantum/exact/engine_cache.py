@@ -12,13 +12,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from qiskit.circuit import ParameterExpression, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from llm_qfl.quantum.exact.engine import ExactEngine
-
-FLOAT = NDArray[np.float64]
+from llm_qfl.quantum.exact.engine import DEFAULT_MEMORY_BUDGET, ExactEngine
+from llm_qfl.quantum.exact.lanes import LANES
 
 _DEFINED_BY_PARAMETERS = ("unitary", "diagonal", "initialize")
 """Instructions whose definition is synthesised from their parameters: slow to make, and nothing new in it."""
@@ -63,6 +61,11 @@ def _frozen(value: Any) -> Hashable:
     return value if isinstance(value, Hashable) else object()
 
 
+def engine_settings(dtype: str, memory_budget: int | None) -> dict[str, Any]:
+    """Keyword arguments of an engine; `None`: its default budget."""
+    return {"dtype": dtype, "memory_budget": DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget}
+
+
 class EngineCache:
     """The engines of one primitive, the least recently used leaving first.
 
@@ -73,9 +76,7 @@ class EngineCache:
     """
 
     def __init__(self, dtype: str, memory_budget: int | None, capacity: int = 64) -> None:
-        self._settings: dict[str, Any] = {"dtype": dtype}
-        if memory_budget is not None:
-            self._settings["memory_budget"] = memory_budget
+        self._settings = engine_settings(dtype, memory_budget)
         self._capacity = capacity
         self._engines: OrderedDict[Hashable, ExactEngine] = OrderedDict()
         self.lock = threading.RLock()
@@ -92,6 +93,10 @@ class EngineCache:
         self.__dict__.update(state)
         self._engines = OrderedDict()
         self.lock = threading.RLock()
+
+    def rows_at_once(self, num_qubits: int) -> int:
+        """States of so many parameter sets fit the budget, with what is made of them; a multiple of the lanes."""
+        return max(LANES, self._settings["memory_budget"] // (64 << num_qubits) // LANES * LANES)
 
     def get(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from qiskit.primitives import (
     PubResult,
 )
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
+from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.quantum_info import SparseObservable, SparsePauliOp
 
 from llm_qfl.quantum.exact.engine_cache import EngineCache, circuit_key
@@ -36,35 +37,31 @@ INDEX = NDArray[np.int64]
 _WASTE = 2
 """Rows times observables may exceed the values asked for by this factor before observables run apart."""
 
-_CHUNK_BYTES = 1 << 28
-"""States held at a time where expectation values come from shots."""
-
 
 @dataclass
 class _Block:
-    """One PUB, flattened: value i is that of observable `observable[i]` at parameter set `row[i]`.
+    """One PUB or several, flattened: value i is that of observable `observable[i]` at parameter set `row[i]`.
 
     Args:
         key: of the circuit.
         circuit: the circuit as sent.
         rows: parameter sets, shape `(N, P)`, in the order of `circuit.parameters`.
-        observables: the distinct ones.
-        names: what tells them apart.
-        row: shape of the PUB.
-        observable: shape of the PUB.
+        observables: the distinct ones, by what tells them apart.
+        row: shape `(values,)`.
+        observable: shape `(values,)`.
     """
 
     key: Hashable
     circuit: QuantumCircuit
     rows: FLOAT
-    observables: list[SparseObservable]
-    names: list[Hashable]
+    observables: dict[Hashable, SparseObservable]
     row: INDEX
     observable: INDEX
 
     def operators(self, which: Iterable[int]) -> list[SparsePauliOp]:
         """Observables as sums of Paulis; projectors are expanded."""
-        return [SparsePauliOp.from_sparse_observable(self.observables[i]) for i in which]
+        every = list(self.observables.values())
+        return [SparsePauliOp.from_sparse_observable(every[i]) for i in which]
 
 
 class ExactEstimator(BaseEstimatorV2):  # type: ignore[misc]  # qiskit carries no types here
@@ -148,35 +145,41 @@ class ExactEstimator(BaseEstimatorV2):  # type: ignore[misc]  # qiskit carries n
         )
 
     def _exact(self, blocks: list[_Block]) -> list[FLOAT]:
-        """Exact values of every block, one engine run for all that share circuit and observables."""
-        values = [np.zeros(block.row.shape) for block in blocks]
+        """Exact values of every block: one engine run for all that share circuit and observables."""
+        merged, members = _merged(blocks)
+        values = [np.zeros(len(block.row)) for block in merged]
         parts: dict[Hashable, list[tuple[int, list[int]]]] = defaultdict(list)
-        for at, block in enumerate(blocks):
+        for at, block in enumerate(merged):
+            names = list(block.observables)
             for which in _columns(block):
-                parts[block.key, tuple(block.names[i] for i in which)].append((at, which))
-        for key, members in parts.items():
-            self._exact_part(key, [(blocks[at], which, values[at]) for at, which in members])
-        return values
+                parts[block.key, tuple(names[i] for i in which)].append((at, which))
+        for key, entries in parts.items():
+            self._exact_part(key, [(merged[at], which, values[at]) for at, which in entries])
+        out: list[FLOAT] = [np.zeros(0)] * len(blocks)
+        for together, found in zip(members, values, strict=True):
+            ends = np.cumsum([len(blocks[at].row) for at in together])
+            for at, piece in zip(together, np.split(found, ends[:-1]), strict=True):
+                out[at] = piece
+        return out
 
-    def _exact_part(self, key: Hashable, members: list[tuple[_Block, list[int], FLOAT]]) -> None:
-        first, wanted, _ = members[0]
-        engine = self._engines.get(
-            key, lambda: without_measurements(first.circuit), lambda: first.operators(wanted)
-        )
-        needed = []
-        for block, which, _ in members:
-            mask = np.isin(block.observable, which)
-            needed.append((mask, *np.unique(block.row[mask], return_inverse=True)))
-        rows = np.concatenate([block.rows[used] for (block, _, _), (_, used, _) in zip(members, needed, strict=True)])
+    def _exact_part(self, key: Hashable, parts: list[tuple[_Block, list[int], FLOAT]]) -> None:
+        """Fill in the values of some observables of blocks that share them and the circuit."""
+        first, wanted, _ = parts[0]
+        engine = self._engines.get(key, lambda: without_measurements(first.circuit), lambda: first.operators(wanted))
+        masks = [np.isin(block.observable, which) for block, which, _ in parts]
+        used = [
+            np.unique(block.row[mask], return_inverse=True) for (block, _, _), mask in zip(parts, masks, strict=True)
+        ]
+        rows = np.concatenate([block.rows[needed] for (block, _, _), (needed, _) in zip(parts, used, strict=True)])
         if not len(rows):
             return
         results = np.asarray(engine.expectations(rows, np.zeros(0)), dtype=np.float64)
         start = 0
-        for (block, which, values), (mask, used, inverse) in zip(members, needed, strict=True):
-            position = np.zeros(len(block.names), dtype=np.int64)
-            position[which] = np.arange(len(which))
-            values[mask] = results[start : start + len(used)][inverse.reshape(-1), position[block.observable[mask]]]
-            start += len(used)
+        for (block, which, values), mask, (needed, inverse) in zip(parts, masks, used, strict=True):
+            column = np.zeros(len(block.observables), dtype=np.int64)
+            column[which] = np.arange(len(which))
+            values[mask] = results[start : start + len(needed)][inverse, column[block.observable[mask]]]
+            start += len(needed)
 
     def _blur(self, values: FLOAT, precision: float) -> tuple[FLOAT, FLOAT]:
         if precision != 0:
@@ -188,17 +191,28 @@ class ExactEstimator(BaseEstimatorV2):  # type: ignore[misc]  # qiskit carries n
             return self._blur(self._exact([block])[0], 0.0)
         rng = np.random.default_rng(self._seed)
         engine = self._engines.get((block.key, "states"), lambda: without_measurements(block.circuit))
-        values, errors = np.zeros(block.row.shape), np.zeros(block.row.shape)
-        bases = [groups(operator) for operator in block.operators(range(len(block.names)))]
-        row, observable = block.row.reshape(-1), block.observable.reshape(-1)
-        step = max(1, _CHUNK_BYTES // (16 << block.circuit.num_qubits))
+        values, errors = np.zeros(len(block.row)), np.zeros(len(block.row))
+        bases = [groups(operator) for operator in block.operators(range(len(block.observables)))]
+        step = self._engines.rows_at_once(block.circuit.num_qubits)
         for start in range(0, len(block.rows), step):
             states = np.asarray(engine.states(block.rows[start : start + step], np.zeros(0)), dtype=np.complex128)
+            here = (block.row >= start) & (block.row < start + step)
             for i, basis in enumerate(bases):
-                at = np.flatnonzero((observable == i) & (row >= start) & (row < start + step))
-                means = sampled_expectations(states[row[at] - start], basis, shots_for(precision), rng)
-                values.reshape(-1)[at], errors.reshape(-1)[at] = means
+                at = np.flatnonzero(here & (block.observable == i))
+                values[at], errors[at] = sampled_expectations(
+                    states[block.row[at] - start], basis, shots_for(precision), rng
+                )
         return values, errors
+
+
+def paulis_of(observables: Sequence[object]) -> list[SparsePauliOp]:
+    """Whatever Qiskit's primitives take as observables, as sums of Paulis.
+
+    Raises:
+        ValueError: one is not Hermitian or is zero.
+        TypeError: one is of no type that the primitives take.
+    """
+    return [SparsePauliOp.from_sparse_observable(ObservablesArray.coerce_observable(o)) for o in observables]
 
 
 def shots_for(precision: float) -> int:
@@ -210,20 +224,43 @@ def shots_for(precision: float) -> int:
 def _flatten(pub: EstimatorPub, key: Hashable) -> _Block:
     points = pub.parameter_values.as_array(pub.circuit.parameters)
     sent = pub.observables.sparse_observables_array()
-    names: dict[Hashable, int] = {}
-    distinct: list[SparseObservable] = []
+    observables: dict[Hashable, SparseObservable] = {}
+    order: dict[Hashable, int] = {}
     which = np.zeros(sent.shape, dtype=np.int64)
     for at, observable in np.ndenumerate(sent):
         name = _name(observable)
-        if name not in names:
-            names[name] = len(distinct)
-            distinct.append(observable)
-        which[at] = names[name]
+        which[at] = order.setdefault(name, len(order))
+        observables.setdefault(name, observable)
     shape = pub.parameter_values.shape
     count = math.prod(shape)
     row, observable_of = np.broadcast_arrays(np.arange(count).reshape(shape), which)
     rows = np.asarray(points, dtype=np.float64).reshape(count, pub.circuit.num_parameters)
-    return _Block(key, pub.circuit, rows, distinct, list(names), row, observable_of)
+    return _Block(key, pub.circuit, rows, observables, row.reshape(-1), observable_of.reshape(-1))
+
+
+def _merged(blocks: list[_Block]) -> tuple[list[_Block], list[list[int]]]:
+    """Blocks of one circuit at the same parameter sets become one, which has the observables of all.
+
+    Returns:
+        The merged blocks, and the positions in `blocks` of what each holds, one after another.
+    """
+    same: dict[Hashable, list[int]] = defaultdict(list)
+    for at, block in enumerate(blocks):
+        same[block.key, block.rows.shape, block.rows.tobytes()].append(at)
+    merged = []
+    for together in same.values():
+        observables: dict[Hashable, SparseObservable] = {}
+        for at in together:
+            observables |= blocks[at].observables
+        position = {name: i for i, name in enumerate(observables)}
+        columns = [
+            np.array([position[name] for name in blocks[at].observables], dtype=np.int64)[blocks[at].observable]
+            for at in together
+        ]
+        first = blocks[together[0]]
+        row = np.concatenate([blocks[at].row for at in together])
+        merged.append(_Block(first.key, first.circuit, first.rows, observables, row, np.concatenate(columns)))
+    return merged, list(same.values())
 
 
 def _name(observable: SparseObservable) -> Hashable:
@@ -238,13 +275,14 @@ def _name(observable: SparseObservable) -> Hashable:
 
 def _columns(block: _Block) -> list[list[int]]:
     """Observables that run together: all of them, or each alone where few of the combinations are asked for."""
-    everything = list(range(len(block.names)))
-    if len(block.rows) * len(everything) <= _WASTE * block.row.size:
+    everything = list(range(len(block.observables)))
+    if len(block.rows) * len(everything) <= _WASTE * len(block.row):
         return [everything]
     return [[i] for i in everything]
 
 
 def _result(pub: EstimatorPub, values: FLOAT, errors: FLOAT) -> PubResult:
+    values, errors = values.reshape(pub.shape), errors.reshape(pub.shape)
     return PubResult(
         DataBin(evs=values, stds=errors, shape=values.shape),
         metadata={"target_precision": pub.precision, "circuit_metadata": pub.circuit.metadata},

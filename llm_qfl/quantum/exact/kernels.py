@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from numba import njit
 
+from llm_qfl.quantum.exact import cache
 from llm_qfl.quantum.exact.blocks import (
     apply_groups,
     gather,
@@ -331,3 +332,6 @@ def combine(ket, bras, size, readout, outputs, cotangent, at, inside, scratch, n
         weight = load(scratch, weights + b * lanes, tag)
         for i in range(0, width, lanes):
             store(bras, i, load(bras, i, tag) + weight * load(bras, width + i, tag))
+
+
+cache.install(angles, phase_tables, evolve, sweep)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import QuantumCircuit
+from qiskit.circuit import ClassicalRegister, QuantumCircuit, QuantumRegister
 
 from llm_qfl.federation.errors import CircuitError
 
@@ -70,6 +70,42 @@ def _measured_qubits(circuit: QuantumCircuit) -> dict[int, int]:
         elif item.operation.name not in ("barrier", "delay"):
             touched.update(qubits)
     return source
+
+
+def network_readout(circuit: QuantumCircuit) -> tuple[int, ...]:
+    """The qubits whose bits make the integers that `SamplerQNN` interprets, lowest bit first.
+
+    All qubits where nothing is measured (in the order before transpilation, where the circuit was transpiled); else
+    the register `meas`, else all registers, the first one lowest.
+
+    Raises:
+        CircuitError: the circuit has classical bits, but nothing is measured into the registers that count.
+    """
+    if not circuit.clbits:
+        if circuit.layout is None:
+            return tuple(range(circuit.num_qubits))
+        return tuple(circuit.layout.final_index_layout(filter_ancillas=True))
+    places = registers(circuit)
+    chosen = [place for place in places if place.name == "meas"] or places
+    qubits = tuple(qubit for place in chosen for qubit in place.qubits)
+    if all(qubit == UNMEASURED for qubit in qubits):
+        raise CircuitError(
+            f"circuit {circuit.name!r} has classical bits, but no final measurement into its registers: add the "
+            "measurements, or remove the classical bits to have all qubits measured"
+        )
+    return qubits
+
+
+def remeasured(bare: QuantumCircuit, qubits: tuple[int, ...]) -> QuantumCircuit:
+    """A circuit without measurements, with `qubits` measured into one register `meas`."""
+    out = QuantumCircuit(QuantumRegister(bare.num_qubits, "q"), ClassicalRegister(len(qubits), "meas"))
+    out.global_phase = bare.global_phase
+    for item in bare.data:
+        out.append(item.operation, [bare.find_bit(q).index for q in item.qubits])
+    for bit, qubit in enumerate(qubits):
+        if qubit != UNMEASURED:
+            out.measure(qubit, bit)
+    return out
 
 
 def measured_keys(qubits: tuple[int, ...], num_qubits: int) -> INDEX:

@@ -36,9 +36,6 @@ FLOAT = NDArray[np.float64]
 BYTES = NDArray[np.uint8]
 INDEX = NDArray[np.int64]
 
-_CHUNK_BYTES = 1 << 28
-"""Probabilities held at a time."""
-
 
 class ExactSampler(BaseSamplerV2):  # type: ignore[misc]  # qiskit carries no types here
     """Shots from the exact distribution, for any circuit of unitary gates with measurements at its end.
@@ -137,7 +134,7 @@ class ExactSampler(BaseSamplerV2):  # type: ignore[misc]  # qiskit carries no ty
         engine = self._engines.get(key, lambda: bare)
         points = np.concatenate(rows)
         first = np.concatenate([np.arange(len(r)) for r in rows])
-        step = max(1, _CHUNK_BYTES // (8 << circuit.num_qubits))
+        step = self._engines.rows_at_once(circuit.num_qubits)
         for start in range(0, len(points), step):
             exact = np.asarray(engine.probabilities(points[start : start + step], np.zeros(0)), dtype=np.float64)
             for i, row in enumerate(_marginal(exact, measured, circuit.num_qubits), start):
