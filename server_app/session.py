@@ -9,10 +9,12 @@ from typing import Protocol
 
 from flwr.serverapp import Grid
 from llm_qfl.baselines import Baseline, make_baselines
+from llm_qfl.quantum.exact.engine import DEFAULT_MEMORY_BUDGET, check_memory
 from llm_qfl.quantum.model import QNNModel, get_model
 from llm_qfl.quantum.training import round_budget
 
 from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.data.pool import read_pool
 from llm_qfl.federation.fingerprint import fingerprint
 from llm_qfl.federation.records import state_record
 from llm_qfl.federation.seeding import SERVER, stream
@@ -111,7 +113,8 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
 
 
 def open_session(grid: BoundedGrid, config: RunConfig) -> Opened:
-    """Census, setup and model."""
+    """Census, setup and model; what can be refused before any site is asked is refused first."""
+    preflight(config)
     roll = take_census(grid, config, fingerprint(config))
     setup = make_setup(roll, config)
     classes = len(setup.class_names)
@@ -119,6 +122,21 @@ def open_session(grid: BoundedGrid, config: RunConfig) -> Opened:
     baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=setup.digest())
     return Opened(config, roll, setup, model, baselines, mark)
+
+
+def preflight(config: RunConfig) -> None:
+    """Fail before any site has worked.
+
+    Raises:
+        CircuitError: the simulator's memory does not take the qubits.
+        DataError: a file or pool from which the server takes rows cannot be read.
+    """
+    check_memory(config.quantum.qubits, config.quantum.precision, DEFAULT_MEMORY_BUDGET)
+    for source in (config.data.test, config.data.validation):
+        if source == "server":
+            read_pool(config.data.source, config.data)
+        elif source != "federated":
+            read_pool(source, config.data, role="site")
 
 
 def initial_state(opened: Opened) -> GlobalState:

@@ -72,8 +72,9 @@ class DataConfig(Section):
     """Column of the text, where the rows are texts."""
     classes: str = "all"
     """`all`, or the labels to keep, comma separated, in the order of the outputs: `0,1`."""
-    encoding: Literal["auto", "columns", "kmer", "onehot"] = "auto"
-    """What numbers a row becomes; `auto` takes `columns` for numeric rows and `kmer` for sequences."""
+    encoding: Literal["auto", "columns", "kmer", "canonical-kmer", "onehot"] = "auto"
+    """What numbers a row becomes; `auto` takes `columns` for numeric rows and `kmer` for sequences; `canonical-kmer`
+    counts a word and its reverse complement as one."""
     k: Annotated[int, Field(ge=1, le=6)] = 4
     """Length of the k-mers."""
     reduction: Literal["discriminant", "pca", "none"] = "discriminant"

@@ -86,8 +86,8 @@ GOOD = "a,b,label\n" + "".join(f"{i * 0.1},{(i * 7) % 5},{i % 2}\n" for i in ran
     ("text", "parts"),
     [
         ("a,b\n1,2\n", ["label"]),
-        (GOOD.replace("0.1,2", "nan,2", 1), ["nan", "a"]),
-        (GOOD.replace("0.1,2", "x,2", 1), ["a"]),
+        (GOOD.replace("0.1,2", "nan,2", 1), ["not finite", "column 'a'"]),
+        (GOOD.replace("0.1,2", "x,2", 1), ["column 'a'"]),
         ("a,b,label\n", ["row"]),
     ],
 )
