@@ -233,7 +233,7 @@ def round_notes(line: Json) -> list[str]:
     if not line["aggregated"]:
         notes.append("below quorum: the model of the round before is kept")
     rejected: Json = line.get("rejected") or {}
-    for site, reason in list(sorted(rejected.items()))[:MOST_REASONS]:
+    for site, reason in sorted(rejected.items())[:MOST_REASONS]:
         notes.append(f"rejected {clean(site)}: {clean(reason)}")
     if len(rejected) > MOST_REASONS:
         notes.append(f"... and {len(rejected) - MOST_REASONS} more, in rounds.jsonl")
@@ -260,8 +260,8 @@ def result_lines(summary: Json) -> list[str]:
         lines.append(f"{tested:,} test rows ({clean(str(summary.get('test_source')))}); losses in nats")
     if summary.get("evaluations") is not None:
         lines.append(
-            f"{summary['evaluations']:,} evaluations, {summary['circuits']:,} circuits, {size(summary['bytes_up'])} up, "
-            f"{size(summary['bytes_down'])} down, {summary['seconds']:.1f} s"
+            f"{summary['evaluations']:,} evaluations, {summary['circuits']:,} circuits, "
+            f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down, {summary['seconds']:.1f} s"
         )
     return lines
 

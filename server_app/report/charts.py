@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from server_app.report.markup import Child, join, tag
+from server_app.report.markup import Child, join, number, tag
 
 WIDTH, HEIGHT = 460.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 10.0, 34.0
@@ -108,7 +108,6 @@ def line_chart(
     *,
     label: str,
     x_label: str,
-    y_format: Callable[[float], str],
     bands: Sequence[Band] = (),
     cap: float | None = None,
 ) -> Markup:
@@ -118,7 +117,6 @@ def line_chart(
         lines: at least one; the first is drawn on top.
         label: the text alternative.
         x_label: of the x axis.
-        y_format: of the y axis and the pointer.
         bands: drawn behind the lines.
         cap: highest y that makes sense.
     """
@@ -128,7 +126,7 @@ def line_chart(
     if not ys:
         return tag("p", "No numbers: nobody holds validation rows.", class_="empty")
     frame = Frame((xs[0], xs[-1]), y_range(ys, cap=cap, floor=0.0))
-    drawn: list[Child] = [axes(frame, x_label, y_format)]
+    drawn: list[Child] = [axes(frame, x_label, "{:g}".format)]
     drawn += [_area(frame, band) for band in bands]
     drawn += [curve(frame, line) for line in reversed(lines)]
     guide = tag("line", class_="guide", x1=0, x2=0, y1=TOP, y2=frame.height - frame.bottom)
@@ -136,7 +134,7 @@ def line_chart(
     data = {
         "x": [round(frame.at_x(x), 1) for x in xs],
         "head": [x_label, *(line.name for line in lines)],
-        "rows": [[f"{row[0]:g}", *("–" if v is None else y_format(v) for v in row[1:])] for row in table],  # noqa: RUF001
+        "rows": [[f"{row[0]:g}", *(number(v) for v in row[1:])] for row in table],
     }
     return svg(join([*drawn, guide]), frame.width, frame.height, label, data=json.dumps(data, separators=(",", ":")))
 
@@ -176,9 +174,7 @@ def curve(frame: Frame, line: Line) -> Markup:
     return join(parts)
 
 
-def columns(
-    values: Sequence[tuple[int, float]], *, label: str, y_format: Callable[[float], str], style: str
-) -> Markup:
+def columns(values: Sequence[tuple[int, float]], *, label: str, y_format: Callable[[float], str], style: str) -> Markup:
     """A small column chart from zero: one column a round."""
     width, height, base = 260.0, 96.0, 78.0
     top = max((v for _, v in values), default=0.0) or 1.0
@@ -200,27 +196,29 @@ def stacked_area(counts: Sequence[Sequence[int]], names: Sequence[str], *, label
     tallest = max((sum(site) for site in counts), default=0)
     top = nice_ticks(0, max(tallest, 1))[-1]
     frame = Frame((0, len(counts)), (0, top), width=920, height=240)
-    parts: list[Child] = [axes(frame, "sites, by number of rows", lambda y: f"{y:,.0f}")]
+    parts: list[Child] = [axes(frame, "sites, grouped by their largest class, most rows first", lambda y: f"{y:,.0f}")]
     below = [0] * len(counts)
-    for number, name in enumerate(names):
-        above = [b + site[number] for b, site in zip(below, counts, strict=True)]
+    for place, name in enumerate(names):
+        above = [b + site[place] for b, site in zip(below, counts, strict=True)]
         path = _steps(frame, above, "M") + _steps(frame, below, "L", back=True) + "Z"
-        parts.append(tag("path", tag("title", name), d=path, style=f"fill:{class_colour(number)}"))
+        parts.append(tag("path", tag("title", name), d=path, style=f"fill:{class_colour(place)}"))
         below = above
     return svg(join(parts), frame.width, frame.height, label, class_="wide")
 
 
-def class_colour(number: int) -> str:
+def class_colour(place: int) -> str:
     """Colour of a class: the style's palette first, then hues that keep apart."""
-    return f"var(--c{number})" if number < 10 else f"hsl({number * 137.5 % 360:.0f} 42% 55%)"
+    return f"var(--c{place})" if place < 10 else f"hsl({place * 137.5 % 360:.0f} 42% 55%)"
 
 
 def _steps(frame: Frame, values: Sequence[float], start: str, *, back: bool = False) -> str:
-    places: list[str] = []
-    for site, value in enumerate(values):
-        y = f"{frame.at_y(value):.1f}"
-        places += [f"{frame.at_x(site):.1f} {y}", f"{frame.at_x(site + 1):.1f} {y}"]
-    return start + "L".join(reversed(places) if back else places)
+    """Stairs from left to right, or `back`, each a V and an H command."""
+    order = range(len(values) - 1, -1, -1) if back else range(len(values))
+    begin = len(values) if back else 0
+    parts = [f"{start}{frame.at_x(begin):.1f} {frame.at_y(values[order[0]]):.1f}"]
+    for site in order:
+        parts.append(f"V{frame.at_y(values[site]):.1f}H{frame.at_x(site if back else site + 1):.1f}")
+    return "".join(parts)
 
 
 def _area(frame: Frame, band: Band) -> Markup:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qiskit.circuit import CircuitInstruction
 
 ROW, GAP, LINE_WIDTH = 44.0, 10.0, 1080.0
+FACTS = {"gates": "gates with weights (G)", "parameters": "parameters, readout included"}
 MOST_GATES = 1500  # beyond, a drawing says nothing
 NAME = {"rx": "RX", "ry": "RY", "rz": "RZ", "p": "P", "u": "U", "cz": "CZ", "cp": "CP", "sdg": "S†"}
 
@@ -53,9 +54,9 @@ class Gate:
 def circuit_section(run: Run) -> Markup:
     """The circuit's figures and its drawing."""
     about = run.about.get("circuit") or {}
-    facts: list[tuple[Child, Child]] = [(str(key), _fact(value)) for key, value in about.items()]
+    facts: list[tuple[Child, Child]] = [(FACTS.get(key, key), _fact(value)) for key, value in about.items()]
     if run.about.get("gradient_cost") is not None:
-        facts.append(("one gradient costs", f"{run.about['gradient_cost']:,} evaluations a row"))
+        facts.append(("one gradient costs", f"{run.about['gradient_cost']:,} evaluations"))
     figures = tag("dl", *(tag("div", tag("dt", k), tag("dd", v)) for k, v in facts), class_="facts-list")
     path = run.folder / "model" / "circuit.qpy"
     drawing = tag("p", "The run left no circuit.", class_="empty") if not path.exists() else _drawing(path)
@@ -108,7 +109,10 @@ def read_gate(circuit: QuantumCircuit, item: CircuitInstruction) -> Gate | None:
         return None
     qubits = tuple(circuit.find_bit(qubit).index for qubit in item.qubits)
     parameters = {
-        parameter.name for p in item.operation.params if isinstance(p, ParameterExpression) for parameter in p.parameters
+        parameter.name
+        for p in item.operation.params
+        if isinstance(p, ParameterExpression)
+        for parameter in p.parameters
     }
     data = {name for name in parameters if is_input(name)}
     kind = "fixed" if not parameters else "mixed" if data and parameters - data else "data" if data else "weight"
@@ -118,7 +122,7 @@ def read_gate(circuit: QuantumCircuit, item: CircuitInstruction) -> Gate | None:
 
 def is_input(name: str) -> bool:
     """Does a parameter carry a feature? Inputs are called `x[...]`, weights otherwise."""
-    return name.split("[")[0] == "x"
+    return name.partition("[")[0] == "x"
 
 
 def draw(qubits: int, gates: Sequence[Gate], words: str) -> Markup:
@@ -205,11 +209,12 @@ def _gate(gate: Gate, middle: float) -> Markup:
 
 def _angle(value: object) -> str:
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return text.replace("[", "").replace("]", "").replace("*", "·").replace(" ", "")
+    for old, new in (("theta", "θ"), ("[", ""), ("]", ""), ("*", "·"), (" ", ""), ("-", "\N{MINUS SIGN}")):
+        text = text.replace(old, new)
+    return text
 
 
 def _fact(value: object) -> Child:
     if isinstance(value, dict):
         return ", ".join(f"{n} {name}" for name, n in value.items())
     return count(value) if isinstance(value, int) else str(value)
-

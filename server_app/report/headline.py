@@ -23,6 +23,7 @@ from server_app.report.markup import (
 )
 from server_app.report.run import MODELS, Run
 
+NAMED = {"logistic": "logistic regression", "mlp": "the small neural network"}
 SOURCES = {"server": "held out on the server", "federated": "held out at the sites, scored there"}
 
 
@@ -85,7 +86,7 @@ def verdict(correct: dict[str, int], rows: int) -> str:
         groups["better" if low > 0 else "worse" if high < 0 else "level"].append(model)
 
     def named(models: list[str]) -> str:
-        deltas = (f"{MODELS[m].lower()} ({signed((correct['qnn'] - correct[m]) / rows)})" for m in models)
+        deltas = (f"{NAMED[m]} ({signed((correct['qnn'] - correct[m]) / rows)})" for m in models)
         return listing(list(deltas))
 
     parts = []
@@ -94,7 +95,7 @@ def verdict(correct: dict[str, int], rows: int) -> str:
     if groups["worse"]:
         parts.append(f"is less accurate than {named(groups['worse'])}")
     if groups["level"]:
-        parts.append(f"cannot be told apart from {named(groups['level'])}")
+        parts.append(f"cannot be told apart in accuracy from {named(groups['level'])}")
     return f"On {rows:,} test rows the quantum model {listing(parts)}."
 
 
@@ -122,7 +123,9 @@ def _card(run: Run, model: str, correct: int, rows: int, span: tuple[float, floa
         ("loss, nats", number(scores.get("test_loss"))),
         ("parameters", count(scores.get("parameters"))),
     ]
-    within = None if interval is None else f"{correct:,} of {rows:,} right; {number(interval[0])} to {number(interval[1])}"
+    within = (
+        None if interval is None else f"{correct:,} of {rows:,} right; {number(interval[0])} to {number(interval[1])}"
+    )
     return tag(
         "div",
         tag("h3", tag("i", class_=f"swatch {model}"), MODELS[model]),
@@ -171,11 +174,11 @@ def _reading(run: Run, rows: int, there: list[str]) -> Markup:
     texts = [f"Test rows: {count(rows) if rows else 'number unknown'}, {where}, touched once, after the last round."]
     if rows:
         p = float(run.scores("qnn")["test_accuracy"])
-        error = math.sqrt(p * (1 - p) / rows)
+        spread = math.sqrt(p * (1 - p) / rows)
         texts.append(
-            f"Bars are 95% Wilson intervals; one row is worth {1 / rows:.4f}, and the standard error of the quantum "
-            f"model's accuracy is {error:.3f}: differences below that are no news. The comparison in the sentence "
-            "above treats the models as if they had answered different rows, which is the careful side."
+            f"One row is worth {1 / rows:.4f}; the standard error of the quantum model's accuracy is {spread:.3f}. Bars "
+            "are 95% Wilson intervals; the sentence above compares as if the models had answered different rows, which is "
+            "the careful side."
         )
     texts.append("This is one seed; the spread over seeds and splits is not in these intervals.")
     if len(there) > 1:

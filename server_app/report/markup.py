@@ -23,9 +23,8 @@ def tag(name: str, /, *children: Child, **attributes: str | float | None) -> Mar
     parts = [f"<{name}"]
     for key, value in attributes.items():
         if value is not None:
-            key = key.rstrip("_").replace("_", "-")
             text = _short(value) if isinstance(value, float) else str(escape(value))
-            parts.append(f' {key}="{text}"')
+            parts.append(f' {key.rstrip("_").replace("_", "-")}="{text}"')
     if name in _VOID:
         return Markup("".join(parts) + ">")
     inner = "".join(str(escape(child)) for child in children if child is not None)
@@ -34,7 +33,7 @@ def tag(name: str, /, *children: Child, **attributes: str | float | None) -> Mar
 
 def join(parts: Iterable[Child]) -> Markup:
     """Elements one after another."""
-    return Markup("").join(part for part in parts if part is not None)
+    return Markup("").join(escape(part) for part in parts if part is not None)
 
 
 def table(heads: Sequence[Child], rows: Iterable[Sequence[Child]], *, numbers_from: int = 1, caption: str) -> Markup:

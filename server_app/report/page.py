@@ -42,7 +42,7 @@ def render_page(run: Run) -> str:
         tag("title", title),
         tag("style", Markup(STYLE)),
     )
-    links = (tag("a", name, href=f"#{anchor}") for anchor, name, _ in SECTIONS)
+    links = (tag("a", name, href=f"#{anchor}") + " " for anchor, name, _ in SECTIONS)
     body = tag(
         "body",
         headline.head(run),
@@ -54,4 +54,6 @@ def render_page(run: Run) -> str:
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)

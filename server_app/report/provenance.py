@@ -18,7 +18,7 @@ GLOSSARY = (
     ),
     (
         "objective evaluation",
-        "Unit of a site's training budget. A loss at one point costs 1; a gradient costs 2G+1, G being the parametrised "
+        "Unit of a site's training budget. A loss at one point costs 1; a gradient 2G+1, G being the parametrised "
         "gates that depend on weights: what the parameter-shift rule would cost on hardware, on every backend.",
     ),
     ("circuits", "Evaluations times the rows that they were made on. Validation is counted apart and is not in it."),
@@ -54,7 +54,11 @@ def reproduce(run: Run) -> Markup:
     digest = run.rounds[-1].get("theta_digest") if run.rounds else None
     if digest:
         parts.append(
-            tag("p", "Same seed, same sites, same versions: the same weights. Digest of the final weights ", tag("code", digest))
+            tag(
+                "p",
+                "Same seed, same sites, same versions: the same weights. Digest of the final weights ",
+                tag("code", digest),
+            )
         )
     return section("Do it again", *parts, anchor="reproduce")
 
@@ -63,7 +67,9 @@ def configuration(run: Run) -> Markup:
     """Every key of the run config; what differs from the default stands out."""
     config = run.about.get("config") or {}
     if not config:
-        return section("Configuration", tag("p", "The run left no configuration.", class_="empty"), anchor="configuration")
+        return section(
+            "Configuration", tag("p", "The run left no configuration.", class_="empty"), anchor="configuration"
+        )
     defaults = default_run_config()
     changed = {key for key, value in config.items() if key in defaults and defaults[key] != value}
     groups: dict[str, list[Markup]] = defaultdict(list)
@@ -82,7 +88,9 @@ def provenance(run: Run) -> Markup:
     """Versions and fingerprint."""
     versions = run.about.get("versions") or run.summary.get("versions") or {}
     marks = run.about.get("fingerprint") or run.summary.get("fingerprint") or {}
-    first = table(["Library", "Version"], [(k, str(v)) for k, v in versions.items()], numbers_from=9, caption="Versions")
+    first = table(
+        ["Library", "Version"], [(k, str(v)) for k, v in versions.items()], numbers_from=9, caption="Versions"
+    )
     digests = [(k, tag("code", str(v))) for k, v in marks.items()]
     second = table(["Component", "Digest"], digests, numbers_from=9, caption="Fingerprint: equal on both sides")
     return section(
@@ -108,4 +116,3 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else str(value)
-

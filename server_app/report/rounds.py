@@ -86,7 +86,6 @@ def _figure(run: Run, what: str, title: str) -> Markup:
         lines or [Line("quantum", "qnn", [])],
         label=f"Validation {what} by round; last known: {ends or 'none'}",
         x_label="rounds trained",
-        y_format=lambda y: f"{y:.3g}" if what == "accuracy" else f"{y:.2f}",
         cap=1.0 if what == "accuracy" else None,
     )
     return tag("figure", tag("figcaption", tag("b", title), legend(lines)), chart)
@@ -142,5 +141,3 @@ def _ranges(rounds: Sequence[int]) -> str:
             runs.append([value, value])
     text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
     return ("round " if runs and len(runs) == 1 and runs[0][0] == runs[0][1] else "rounds ") + text
-
-

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from server_app.report.charts import Band, Frame, Line, class_colour, curve, line_chart, stacked_area, svg, y_range
-from server_app.report.markup import Child, count, details, duration, join, number, section, size, table, tag
+from server_app.report.markup import Child, count, details, duration, join, number, plural, section, size, table, tag
 from server_app.report.rounds import legend
 from server_app.report.run import Json, Run
 
@@ -25,21 +25,23 @@ def rows_and_classes(run: Run) -> Markup:
     """Training rows of every site by class."""
     names = run.classes
     key = join(
-        tag("span", tag("i", class_="swatch", style=f"background:{class_colour(i)}"), name) for i, name in enumerate(names)
+        tag("span", tag("i", class_="swatch", style=f"background:{class_colour(i)}"), name)
+        for i, name in enumerate(names)
     )
     totals = [sum(int(site["classes"][i]) for site in run.sites) for i in range(len(names))]
     few = [str(site["site"]) for site in run.sites if sum(1 for n in site["classes"] if n) < 2]
-    one = f" {len(few):,} of the sites hold rows of one class only." if few else ""
+    one = f" Rows of one class only: {plural(len(few), 'site')}." if few else ""
     lead = (
-        f"{sum(totals):,} training rows at {len(run.sites):,} sites: "
-        + ", ".join(f"{total:,} {name}" for total, name in zip(totals, names, strict=True))
+        f"{sum(totals):,} training rows at {plural(len(run.sites), 'site')}. "
+        + ", ".join(f"{name}: {total:,}" for total, name in zip(totals, names, strict=True))
         + f".{one}"
     )
     if len(run.sites) <= MOST_BARS:
         body = _bars(run)
     else:
-        ordered = sorted(([int(n) for n in site["classes"]] for site in run.sites), key=sum, reverse=True)
-        rows = [sum(site) for site in ordered]
+        counts = [[int(n) for n in site["classes"]] for site in run.sites]
+        ordered = sorted(counts, key=lambda site: (site.index(max(site)), -sum(site)))
+        rows = sorted((sum(site) for site in counts), reverse=True)
         label = f"Training rows by site and class: from {rows[-1]:,} to {rows[0]:,} rows, median {np.median(rows):,.0f}"
         body = tag("figure", stacked_area(ordered, names, label=label), tag("figcaption", label + "."))
     return section("Rows and classes", tag("p", key, class_="legend"), body, anchor="data", lead=lead)
@@ -54,7 +56,9 @@ def learning(run: Run) -> Markup:
         "steps. A gap between the two that grows is a site that pulls away from the average."
     )
     body = _panels(run, history) if panels else _bands(run)
-    return section("How each site learns", body, details("Every site", _site_table(run, history)), anchor="sites", lead=lead)
+    return section(
+        "How each site learns", body, details("Every site", _site_table(run, history)), anchor="sites", lead=lead
+    )
 
 
 def _bars(run: Run) -> Markup:
@@ -68,7 +72,7 @@ def _bars(run: Run) -> Markup:
             bar = {"x": left, "y": 0.0, "width": max(wide - 0.8, 0.0), "height": 16.0}
             parts.append(tag("rect", tag("title", f"{name}: {n:,}"), style=f"fill:{class_colour(number_)}", **bar))
             left += wide
-        words = ", ".join(f"{n:,} {name}" for name, n in zip(run.classes, site["classes"], strict=True))
+        words = ", ".join(f"{name}: {n:,}" for name, n in zip(run.classes, site["classes"], strict=True))
         picture = svg(join(parts), 400, 16, f"training rows: {words}", preserveAspectRatio="none", class_="strip")
         counts = [count((site.get("rows") or {}).get(part)) for part in ("train", "validation", "test")]
         rows.append([str(site["site"]), picture, *counts])
@@ -85,7 +89,9 @@ def _history(run: Run) -> dict[str, History]:
 
 
 def _panels(run: Run, history: dict[str, History]) -> Markup:
-    losses = [c[k] for h in history.values() for _, c in h for k in ("received_loss", "trained_loss") if c.get(k) is not None]
+    losses = [
+        c[k] for h in history.values() for _, c in h for k in ("received_loss", "trained_loss") if c.get(k) is not None
+    ]
     if not losses:
         return tag("p", "No site holds validation rows.", class_="empty")
     frame_y = y_range(losses, floor=0.0)
@@ -133,9 +139,8 @@ def _bands(run: Run) -> Markup:
         lines = [Line("median after", "trained", after[2]), Line("median received", "received", before[2])]
         chart = line_chart(
             lines,
-            label=f"{title}: median {number(lines[0].last)}, received {number(lines[1].last)}, over the sites of a round",
+            label=f"{title}, over the sites: median {number(lines[0].last)}, received {number(lines[1].last)}",
             x_label="round",
-            y_format=lambda y: f"{y:.3g}",
             bands=bands,
             cap=1.0 if what == "accuracy" else None,
         )
@@ -156,7 +161,16 @@ def _quantiles(run: Run, key: str) -> list[list[tuple[float, float | None]]]:
 
 
 def _site_table(run: Run, history: dict[str, History]) -> Markup:
-    heads = ["Site", "Train rows", "Replies", "Loss received", "Loss after", "Accuracy after", "Evaluations", "Circuits"]
+    heads = [
+        "Site",
+        "Train rows",
+        "Replies",
+        "Loss received",
+        "Loss after",
+        "Accuracy after",
+        "Evaluations",
+        "Circuits",
+    ]
     heads += ["Sent up", "Time"]
     rows = [_site_cells(site, history.get(str(site["site"]), [])) for site in run.sites[:MOST_LISTED]]
     rest = len(run.sites) - MOST_LISTED
