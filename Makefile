@@ -1,0 +1,51 @@
+# Needs Python 3.11 or newer, make and pip; everything else goes into .venv.
+#
+#   make run                                          four sites, a quantum neural network, a report
+#   make run SITES=8 CONFIG='data.source="digits" server.rounds=10'
+#   make test                                         lint, types, tests
+#
+PYTHON ?= python3
+# PyTorch is needed by the tests only, and its default Linux build brings gigabytes of CUDA: the CPU build is taken from
+# here, and the default build where this cannot be reached. TORCH_INDEX= (empty) asks for the default build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SITES ?= 4
+CONFIG ?=
+
+BIN := .venv/bin
+INSTALL = @$(PYTHON) scripts/install.py
+export TORCH_INDEX SITES CONFIG
+# Compiled bytecode is kept: a Flower node starts a process for every message.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench deploy-check clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run:
+	$(INSTALL) server
+	@$(BIN)/python -m llm_qfl.cli.launch --sites "$$SITES" --config "$$CONFIG"
+
+lint:
+	$(INSTALL) server dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy scripts
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench:
+	$(INSTALL) server bench
+	@$(BIN)/python -m benchmarks
+
+deploy-check:
+	$(INSTALL) server
+	@$(BIN)/python -m llm_qfl.cli.deploy_check
+
+clean:
+	rm -rf .flwr build dist .make .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf

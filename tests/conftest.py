@@ -1,0 +1,18 @@
+"""Set-up of every test: nothing calls out, messages can be made, hypothesis is repeatable."""
+
+import os
+
+# Before anything imports flwr: it reads these once.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import settings
+
+# A Message can be made only by a process that knows its run, node and task (internal path: flwr is held to a range).
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
