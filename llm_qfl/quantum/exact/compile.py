@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import pi
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import Parameter, QuantumCircuit
 
 from llm_qfl.federation.errors import CircuitError
-from llm_qfl.quantum.exact.expressions import ExpressionTable, Function, Polynomial
+from llm_qfl.quantum.exact.expressions import ONE, ExpressionTable, Function, Polynomial
 from llm_qfl.quantum.exact.frame import Frame, null_space, span
 from llm_qfl.quantum.exact.gates import Reader
 from llm_qfl.quantum.exact.schedule import Fixed, Group, Layer, Phase, Rotation, Schedule, Y
@@ -121,6 +122,7 @@ class _Writer:
         self._slots = [0, 0]
         self._coefficients = [0, 0]
         self._tables = 0
+        self._dropped_phase = 0.0
 
     def write(self, global_phase: list[Polynomial]) -> Tape:
         layers = self._schedule.layers
@@ -163,7 +165,8 @@ class _Writer:
             shared_groups=self._coefficients[0],
             sample_groups=self._coefficients[1],
             shared_tables=self._tables,
-            global_phase=[{self._monomial(m): c for m, c in p.items()} for p in global_phase],
+            global_phase=[{self._monomial(m): c for m, c in p.items()} for p in global_phase]
+            + [{(ONE, ONE): self._dropped_phase}],
         )
 
     def _final_indices(self) -> list[int]:
@@ -253,7 +256,10 @@ class _Writer:
         coefficient = self._coefficients[lane]
         self._coefficients[lane] += 1
         needs = [self._needs(first, mode) for mode in (WEIGHTS, INPUTS, WEIGHTS | INPUTS)]
-        head = [_kind(group), lane, coefficient, first, len(group.factors)]
+        kind = _kind(group)
+        if kind == REAL_REFLECTION:
+            self._dropped_phase -= pi / 2  # the kernel applies q1 X + q3 Z without its -i
+        head = [kind, lane, coefficient, first, len(group.factors)]
         self._groups.append(head + needs)
 
     def _needs(self, first: int, mode: int) -> int:
