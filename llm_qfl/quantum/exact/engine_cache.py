@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from qiskit.circuit import ParameterExpression, QuantumCircuit
+from qiskit.circuit import Operation, ParameterExpression, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
 from llm_qfl.quantum.exact.engine import DEFAULT_MEMORY_BUDGET, ExactEngine
@@ -41,7 +41,7 @@ def circuit_key(circuit: QuantumCircuit) -> Hashable:
     )
 
 
-def _operation_key(operation: Any) -> Hashable:
+def _operation_key(operation: Operation) -> Hashable:
     name, parameters = operation.name, tuple(_frozen(p) for p in getattr(operation, "params", ()))
     if getattr(operation, "_standard_gate", None) is not None or name in _DEFINED_BY_PARAMETERS:
         return type(operation).__name__, name, parameters
@@ -53,7 +53,7 @@ def _operation_key(operation: Any) -> Hashable:
     return name, object()  # nothing to compare by: a key that no other circuit has
 
 
-def _frozen(value: Any) -> Hashable:
+def _frozen(value: object) -> Hashable:
     if isinstance(value, ParameterExpression):
         return str(value)  # names are unique within a circuit and numbers are printed in full
     if isinstance(value, np.ndarray):
@@ -64,6 +64,11 @@ def _frozen(value: Any) -> Hashable:
 def engine_settings(dtype: str, memory_budget: int | None) -> dict[str, Any]:
     """Keyword arguments of an engine; `None`: its default budget."""
     return {"dtype": dtype, "memory_budget": DEFAULT_MEMORY_BUDGET if memory_budget is None else memory_budget}
+
+
+def rows_at_once(num_qubits: int, memory_budget: int) -> int:
+    """States of so many parameter sets fit the budget, with what is made of them; a multiple of the lanes."""
+    return max(LANES, memory_budget // (64 << num_qubits) // LANES * LANES)
 
 
 class EngineCache:
@@ -95,8 +100,8 @@ class EngineCache:
         self.lock = threading.RLock()
 
     def rows_at_once(self, num_qubits: int) -> int:
-        """States of so many parameter sets fit the budget, with what is made of them; a multiple of the lanes."""
-        return max(LANES, self._settings["memory_budget"] // (64 << num_qubits) // LANES * LANES)
+        """Parameter sets whose states fit the budget."""
+        return rows_at_once(num_qubits, self._settings["memory_budget"])
 
     def get(
         self,

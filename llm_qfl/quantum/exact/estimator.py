@@ -29,7 +29,7 @@ from qiskit.quantum_info import SparseObservable, SparsePauliOp
 
 from llm_qfl.quantum.exact.engine_cache import EngineCache, circuit_key
 from llm_qfl.quantum.exact.measurement import without_measurements
-from llm_qfl.quantum.exact.pauli_shots import groups, sampled_expectations
+from llm_qfl.quantum.exact.sampling import sample_expectations
 
 FLOAT = NDArray[np.float64]
 INDEX = NDArray[np.int64]
@@ -123,7 +123,9 @@ class ExactEstimator(BaseEstimatorV2):  # type: ignore[misc]  # qiskit carries n
             ValueError: a PUB's parts do not fit together.
             CircuitError: (from the job) a circuit holds more than unitary gates and final measurements.
         """
-        coerced = [EstimatorPub.coerce(pub, self._default_precision if precision is None else precision) for pub in pubs]
+        coerced = [
+            EstimatorPub.coerce(pub, self._default_precision if precision is None else precision) for pub in pubs
+        ]
         job = PrimitiveJob(self._run, coerced)
         job._submit()
         return job
@@ -192,16 +194,15 @@ class ExactEstimator(BaseEstimatorV2):  # type: ignore[misc]  # qiskit carries n
         rng = np.random.default_rng(self._seed)
         engine = self._engines.get((block.key, "states"), lambda: without_measurements(block.circuit))
         values, errors = np.zeros(len(block.row)), np.zeros(len(block.row))
-        bases = [groups(operator) for operator in block.operators(range(len(block.observables)))]
+        operators = block.operators(range(len(block.observables)))
         step = self._engines.rows_at_once(block.circuit.num_qubits)
         for start in range(0, len(block.rows), step):
             states = np.asarray(engine.states(block.rows[start : start + step], np.zeros(0)), dtype=np.complex128)
             here = (block.row >= start) & (block.row < start + step)
-            for i, basis in enumerate(bases):
+            for i, operator in enumerate(operators):
                 at = np.flatnonzero(here & (block.observable == i))
-                values[at], errors[at] = sampled_expectations(
-                    states[block.row[at] - start], basis, shots_for(precision), rng
-                )
+                found = sample_expectations(states[block.row[at] - start], [operator], shots_for(precision), rng)
+                values[at], errors[at] = found[0][:, 0], found[1][:, 0]
         return values, errors
 
 
@@ -264,13 +265,8 @@ def _merged(blocks: list[_Block]) -> tuple[list[_Block], list[list[int]]]:
 
 
 def _name(observable: SparseObservable) -> Hashable:
-    return (
-        observable.num_qubits,
-        observable.coeffs.tobytes(),
-        observable.bit_terms.tobytes(),
-        observable.indices.tobytes(),
-        observable.boundaries.tobytes(),
-    )
+    parts = (observable.coeffs, observable.bit_terms, observable.indices, observable.boundaries)
+    return observable.num_qubits, *(np.asarray(part).tobytes() for part in parts)
 
 
 def _columns(block: _Block) -> list[list[int]]:

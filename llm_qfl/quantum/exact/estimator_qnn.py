@@ -53,7 +53,7 @@ class ExactEstimatorQNN(EstimatorQNN):  # type: ignore[misc]  # qiskit-machine-l
         ValueError: the parameters named are not those of the circuit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the original's arguments, all by keyword
         self,
         *,
         circuit: QuantumCircuit,
@@ -103,7 +103,7 @@ class ExactEstimatorQNN(EstimatorQNN):  # type: ignore[misc]  # qiskit-machine-l
             input_gradients=input_gradients,
             default_precision=default_precision if shots is None else precision,
         )
-        self._circuit = without_measurements(self._circuit)
+        self._circuit: QuantumCircuit = without_measurements(self._circuit)
         self._operators: list[SparsePauliOp] = paulis_of(self._observables)
         if shots is None:
             self._exact()
@@ -162,8 +162,10 @@ class ExactEstimatorQNN(EstimatorQNN):  # type: ignore[misc]  # qiskit-machine-l
         if self._shots is not None:
             by_inputs, by_weights = super()._backward(input_data, weights)
             return by_inputs, by_weights
-        wanted, inputs_too = wanted(self)
-        if not wanted and not inputs_too:
+        weights_too, inputs_too = wanted(self)
+        if not weights_too and not inputs_too:
             return None, None
-        _, by_weights, by_inputs = self._exact().jacobian(rows, vector, weight_gradient=wanted, input_gradient=inputs_too)
+        _, by_weights, by_inputs = self._exact().jacobian(
+            rows, vector, weight_gradient=weights_too, input_gradient=inputs_too
+        )
         return by_inputs, by_weights

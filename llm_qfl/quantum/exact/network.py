@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,25 @@ from numpy.typing import NDArray
 from llm_qfl.federation.errors import CircuitError
 
 FLOAT = NDArray[np.float64]
+
+
+class Network(Protocol):
+    """What is asked of a network here."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs of a sample."""
+        ...
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights."""
+        ...
+
+    @property
+    def input_gradients(self) -> bool:
+        """Does `backward` differentiate by the inputs?"""
+        ...
 
 
 def refuse(network: str, instead: str, **arguments: object) -> None:
@@ -21,17 +40,22 @@ def refuse(network: str, instead: str, **arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise CircuitError(
-                f"{network}: argument {name!r} ({type(value).__name__}) would have no effect, the exact engine computes "
-                f"values and gradients itself: leave it out, or {instead}"
+                f"{network}: argument {name!r} ({type(value).__name__}) would have no effect, the exact engine "
+                f"computes values and gradients itself: leave it out, or {instead}"
             )
 
 
 def check_shots(network: str, shots: int | None) -> None:
+    """Shots are None or a positive integer.
+
+    Raises:
+        CircuitError: they are not.
+    """
     if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int | np.integer) or shots < 1):
         raise CircuitError(f"{network}: shots must be a positive integer or None (exact values), got {shots!r}")
 
 
-def points(network: Any, inputs: FLOAT | None, weights: FLOAT | None) -> tuple[FLOAT, FLOAT]:
+def points(network: Network, inputs: FLOAT | None, weights: FLOAT | None) -> tuple[FLOAT, FLOAT]:
     """What the engine takes: inputs `(N, D)`, weights `(P,)`; N is 1 where there is no input.
 
     Raises:
@@ -46,7 +70,7 @@ def points(network: Any, inputs: FLOAT | None, weights: FLOAT | None) -> tuple[F
     return rows, vector
 
 
-def wanted(network: Any) -> tuple[bool, bool]:
+def wanted(network: Network) -> tuple[bool, bool]:
     """Which gradients `backward` gives: by the weights, by the inputs; (False, False): it gives none at all."""
     by_inputs = bool(network.input_gradients)
     if network.num_inputs + network.num_weights == 0:

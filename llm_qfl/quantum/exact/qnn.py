@@ -7,8 +7,8 @@ distribution, and gradients follow the parameter-shift rule with as many shots f
 
 Exceptions from drop-in behaviour, with reasons in `docs/decisions/0003-drop-in.md`:
 
-* `estimator`, `sampler`, `gradient` and `pass_manager` would have no effect and are refused, as is a `default_precision`
-  other than the default and 0 (the originals ignore it with their default primitive).
+* `estimator`, `sampler`, `gradient` and `pass_manager` would have no effect and are refused, as is a
+  `default_precision` other than the default and 0 (the original ignores it with its default primitive).
 * `interpret` is called once for every bit string, not for those alone that occur.
 * `SamplerQNN` averages over the batch where the circuit measures into registers other than `meas`, gives zeros for a
   circuit without parameters, and undoes a transpiler's layout in `forward` alone; here each row is its own, and

@@ -151,7 +151,9 @@ class ExactSampler(BaseSamplerV2):  # type: ignore[misc]  # qiskit carries no ty
 
 def _rows(pub: SamplerPub) -> FLOAT:
     points = pub.parameter_values.as_array(pub.circuit.parameters)
-    return np.asarray(points, dtype=np.float64).reshape(math.prod(pub.parameter_values.shape), pub.circuit.num_parameters)
+    return np.asarray(points, dtype=np.float64).reshape(
+        math.prod(pub.parameter_values.shape), pub.circuit.num_parameters
+    )
 
 
 def _num_bytes(num_bits: int) -> int:
@@ -164,7 +166,7 @@ def _marginal(probabilities: FLOAT, measured: tuple[int, ...], num_qubits: int) 
         return probabilities
     keys = measured_keys(measured, num_qubits)
     out = np.zeros((len(probabilities), 2 ** len(measured)))
-    np.add.at(out, (slice(None), keys), probabilities)
+    np.add.at(out.T, keys, probabilities.T)
     return out
 
 

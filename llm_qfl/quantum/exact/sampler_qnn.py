@@ -16,7 +16,7 @@ from qiskit_machine_learning.neural_networks import SamplerQNN
 
 from llm_qfl.federation.errors import CircuitError
 from llm_qfl.quantum.exact.engine import ExactEngine
-from llm_qfl.quantum.exact.engine_cache import engine_settings
+from llm_qfl.quantum.exact.engine_cache import engine_settings, rows_at_once
 from llm_qfl.quantum.exact.measurement import measured_keys, network_readout, remeasured, without_measurements
 from llm_qfl.quantum.exact.network import check_shots, points, refuse, wanted
 from llm_qfl.quantum.exact.sampler import ExactSampler
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 FLOAT = NDArray[np.float64]
 INDEX = NDArray[np.int64]
+
+_MANY_OUTPUTS = 32
+"""Above it, values come from all probabilities at once rather than output by output."""
 
 _INSTEAD = "use SamplerQNN(sampler=ExactSampler(), ...)"
 
@@ -55,7 +58,7 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
         ValueError: the parameters named are not those of the circuit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the original's arguments, all by keyword
         self,
         *,
         circuit: QuantumCircuit,
@@ -85,6 +88,8 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
         self._shots, self._settings = shots, engine_settings(dtype, memory_budget)
         self._rng = np.random.default_rng(seed)
         self._engine: ExactEngine | None = None
+        self._distribution: ExactEngine | None = None
+        self._classes: INDEX | None = None
         own = ExactSampler(default_shots=shots or 1024, seed=self._rng, dtype=dtype, memory_budget=memory_budget)
         super().__init__(
             circuit=circuit,
@@ -99,7 +104,7 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
         key_qubits = network_readout(circuit)
         self._keys = measured_keys(key_qubits, circuit.num_qubits)
         self._bare = without_measurements(self._circuit)
-        self._circuit = remeasured(self._bare, key_qubits)
+        self._circuit: QuantumCircuit = remeasured(self._bare, key_qubits)
 
     @property
     def sampler(self) -> ExactSampler:
@@ -135,26 +140,46 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
     ) -> None:
         """Change the interpretation; see the constructor."""
         super().set_interpret(interpret, output_shape)
-        self._engine = None
+        self._engine, self._classes = None, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine, which is compiled again where it is needed."""
-        return self.__dict__ | {"_engine": None}
+        return self.__dict__ | {"_engine": None, "_distribution": None}
+
+    def _compiled(self, classes: INDEX | None = None, num_outputs: int | None = None) -> ExactEngine:
+        parameters = list(self._circuit.parameters)
+        return ExactEngine(
+            self._bare,
+            input_parameters=parameters[: self.num_inputs],
+            weight_parameters=parameters[self.num_inputs :],
+            classes=classes,
+            num_outputs=num_outputs,
+            **self._settings,
+        )
 
     def _exact(self) -> ExactEngine:
-        """The engine; its last output gathers bit strings that are no key of the network."""
+        """The engine whose outputs are the network's, and one that gathers bit strings without an output."""
         if self._engine is None:
-            classes = class_table(self._keys, self._interpret, self._output_shape, 2**self.num_virtual_qubits)
-            parameters = list(self._circuit.parameters)
-            self._engine = ExactEngine(
-                self._bare,
-                classes=classes,
-                num_outputs=self._num_outputs + 1,
-                input_parameters=parameters[: self.num_inputs],
-                weight_parameters=parameters[self.num_inputs :],
-                **self._settings,
-            )
+            self._engine = self._compiled(self._class_table(), self._num_outputs + 1)
         return self._engine
+
+    def _class_table(self) -> INDEX:
+        if self._classes is None:
+            self._classes = class_table(self._keys, self._interpret, self._output_shape, 2**self.num_virtual_qubits)
+        return self._classes
+
+    def _values(self, rows: FLOAT, vector: FLOAT) -> FLOAT:
+        """Probability of every output and of the rest, shape `(N, outputs + 1)`."""
+        if self._num_outputs <= _MANY_OUTPUTS:
+            return self._exact().expectations(rows, vector)
+        if self._distribution is None:
+            self._distribution = self._compiled()
+        step = rows_at_once(self._bare.num_qubits, self._settings["memory_budget"])
+        values = np.zeros((len(rows), self._num_outputs + 1))
+        for start in range(0, len(rows), step):
+            exact = self._distribution.probabilities(rows[start : start + step], vector)
+            np.add.at(values[start : start + step].T, self._class_table(), exact.T)
+        return values
 
     @property
     def _num_outputs(self) -> int:
@@ -173,7 +198,7 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
 
     def _forward(self, input_data: FLOAT | None, weights: FLOAT | None) -> FLOAT | SparseArray:
         rows, vector = points(self, input_data, weights)
-        values = self._exact().expectations(rows, vector)
+        values = self._values(rows, vector)
         if self._shots is not None:
             values = sample_counts(values, self._shots, self._rng) / self._shots
         return self._shaped(values)
