@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from llm_qfl.federation.config import BaselinesConfig
 from llm_qfl.federation.types import Array, Arrays, Labels, Rows, Scores
 
-_DECAY, _EPSILON = (0.9, 0.999), 1e-8  # Adam's
+_DECAY, _EPSILON = (0.9, 0.99), 1e-8  # Adam's, as for the QNN
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,37 @@ class Baseline:
         batch_size: int,
         rng: np.random.Generator,
     ) -> dict[str, Array]:
-        """Adam from the received arrays; `batch_size` 0 takes all rows."""
+        """Adam from the received arrays.
+
+        Args:
+            arrays: where it starts.
+            rows: training rows, at least one.
+            steps: of Adam.
+            learning_rate: Adam's step size.
+            l2: weight of the arrays' squared norm in the loss.
+            batch_size: rows a step, drawn afresh; 0 takes all.
+            rng: for the batches.
+
+        Returns:
+            As for the QNN: the best-seen arrays; with minibatches the last ones.
+        """
         now = {name: np.array(array) for name, array in arrays.items()}
         first = {name: np.zeros_like(array) for name, array in now.items()}
         second = {name: np.zeros_like(array) for name, array in now.items()}
+        batched = 0 < batch_size < len(rows)
+        best, least = now, np.inf
         for step in range(1, steps + 1):
-            chosen = rng.permutation(len(rows))[:batch_size] if 0 < batch_size < len(rows) else slice(None)
-            _, gradient = self.loss_and_gradient(now, rows.x[chosen], rows.y[chosen], l2)
+            chosen = rng.permutation(len(rows))[:batch_size] if batched else slice(None)
+            loss, gradient = self.loss_and_gradient(now, rows.x[chosen], rows.y[chosen], l2)
+            if loss < least:
+                best, least = now, loss
+            rate = learning_rate * np.sqrt(1 - _DECAY[1] ** step) / (1 - _DECAY[0] ** step)
             for name, slope in gradient.items():
                 first[name] = _DECAY[0] * first[name] + (1 - _DECAY[0]) * slope
-                second[name] = _DECAY[1] * second[name] + (1 - _DECAY[1]) * slope**2
-                mean = first[name] / (1 - _DECAY[0] ** step)
-                root = np.sqrt(second[name] / (1 - _DECAY[1] ** step))
-                now[name] = now[name] - learning_rate * mean / (root + _EPSILON)
-        return now
+                second[name] = _DECAY[1] * second[name] + (1 - _DECAY[1]) * slope * slope
+            now = {name: now[name] - rate * first[name] / (np.sqrt(second[name]) + _EPSILON) for name in now}
+        last = self.loss_and_gradient(now, rows.x, rows.y, l2)[0]
+        return now if batched or last < least else best
 
 
 @lru_cache(maxsize=16)

@@ -12,9 +12,15 @@ from llm_qfl.quantum.exact.engine import ExactEngine
 
 
 class Backend(Protocol):
-    """Expectation values of a circuit's observables, and their gradients."""
+    """Expectation values of a circuit's observables, and their gradients.
+
+    Attributes:
+        name: as in `quantum.backend`.
+        gradient_sweeps: forward and adjoint sweeps of a simulator in one `pull_back`.
+    """
 
     name: str
+    gradient_sweeps: int
 
     def expectations(self, x: Array, weights: Array) -> Array:
         """(N, K) for rows (N, D) at weights (P,)."""
@@ -32,6 +38,8 @@ class ExactBackend:
     name = "exact"
 
     def __init__(self, circuit: ModelCircuit, precision: str) -> None:
+        self._separate = len(circuit.observables) > 2
+        self.gradient_sweeps = 3 if self._separate else 2
         self._engine = ExactEngine(
             circuit.circuit,
             list(circuit.observables),
@@ -52,19 +60,30 @@ class ExactBackend:
         return values, gradient
 
     def pull_back(self, x: Array, weights: Array, cotangent: Callable[[Array], Array]) -> tuple[Array, Array]:
-        """See Backend. One sweep with a bra for each observable: the values need no sweep of their own."""
+        """See Backend.
+
+        A Jacobian takes a bra for each output and gives the values on the way; a product takes one bra in all, but
+        must be told the cotangent, so the values need a sweep of their own. Up to two outputs the first is cheaper.
+        """
+        if self._separate:
+            values = self.expectations(x, weights)
+            return values, self._engine.vjp(x, weights, cotangent(values))[1]
         values, gradient = self.jacobian(x, weights)
-        back = cotangent(values)
-        return values, back.reshape(-1) @ gradient.reshape(-1, gradient.shape[2])
+        return values, cotangent(values).reshape(-1) @ gradient.reshape(-1, gradient.shape[2])
 
 
-def make_backend(name: str, circuit: ModelCircuit, precision: str) -> Backend:
+def make_backend(name: str, circuit: ModelCircuit, *, precision: str) -> Backend:
     """The backend of this name.
+
+    Args:
+        name: as in `quantum.backend`.
+        circuit: with its observables.
+        precision: `float64` or `float32`, of the exact engine.
 
     Raises:
         BackendError: no such backend.
         CircuitError: it cannot run the circuit (too many qubits for memory, say).
     """
     if name != "exact":
-        raise BackendError(f"quantum.backend: expected exact, got {name!r}")
+        raise BackendError(f"quantum.backend: expected exact, got {name!r}; set quantum.backend to exact")
     return ExactBackend(circuit, precision)

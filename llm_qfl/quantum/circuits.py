@@ -92,6 +92,8 @@ def _reuploading(config: QuantumConfig) -> _Parts:
 
 def _zz_real_amplitudes(config: QuantumConfig) -> _Parts:
     n = config.qubits
+    if n < 2:
+        raise CircuitError("zz-real-amplitudes: the encoding takes pairs of qubits, expected at least 2, got 1")
     encoding = zz_feature_map(n, reps=1, parameter_prefix="x")
     ansatz = real_amplitudes(n, reps=config.layers, parameter_prefix="theta")
     circuit = encoding.compose(ansatz)
@@ -101,14 +103,15 @@ def _zz_real_amplitudes(config: QuantumConfig) -> _Parts:
 
 def _qcnn(config: QuantumConfig) -> _Parts:
     encoding = z_feature_map(4, reps=2, parameter_prefix="x")
-    theta = ParameterVector("theta", 18)
+    theta = ParameterVector("theta", 24)
     circuit = encoding.copy(name="qcnn")
-    _convolve(circuit, theta[0:3], 0, 1)
-    _convolve(circuit, theta[3:6], 2, 3)
-    _pool(circuit, theta[6:9], 0, 1)
-    _pool(circuit, theta[9:12], 2, 3)
-    _convolve(circuit, theta[12:15], 1, 3)
-    _pool(circuit, theta[15:18], 1, 3)
+    convolutions = [(0, 1), (2, 3), (1, 2), (3, 0)]  # 4 qubits: every pair of neighbours on the ring
+    for block, (a, b) in enumerate(convolutions):
+        _convolve(circuit, theta[3 * block : 3 * block + 3], a, b)
+    _pool(circuit, theta[12:15], 0, 1)
+    _pool(circuit, theta[15:18], 2, 3)
+    _convolve(circuit, theta[18:21], 1, 3)
+    _pool(circuit, theta[21:24], 1, 3)
     return circuit, tuple(encoding.parameters), tuple(theta), (3,)
 
 
@@ -145,7 +148,8 @@ def _observables(readout: str, qubits: int, read: tuple[int, ...], classes: int)
             return z(read[0]), (-1.0 * z(read[0]))
         if classes > len(read):
             raise CircuitError(
-                f"readout {readout}: {classes} classes, expected at most {len(read)}"
+                f"readout {readout}: needs a qubit for every class, got {classes} classes and {len(read)} read qubits; "
+                "take more qubits or the readout linear"
             )
         return tuple(z(read[c]) for c in range(classes))
     if readout == "linear":

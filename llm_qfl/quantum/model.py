@@ -24,6 +24,13 @@ class QNNModel:
         classes: C.
         circuit: a circuit to use in place of the configured one (from a run folder).
 
+    Attributes:
+        parameter_names: of theta: the circuit's weights, then the readout's.
+        num_parameters: P.
+        num_inputs: D.
+        gradient_cost: objective evaluations of one gradient, 2G+1; the readout's weights cost nothing.
+        gradient_sweeps: forward and adjoint sweeps over the rows that a simulator really does for one.
+
     Raises:
         CircuitError: the circuit cannot be built or simulated.
         BackendError: no such backend.
@@ -36,22 +43,11 @@ class QNNModel:
         self._split = len(self.circuit.weight_parameters)
         names = tuple(parameter.name for parameter in self.circuit.weight_parameters)
         self.parameter_names = names + self.readout.parameter_names
-        self._backend = make_backend(config.backend, self.circuit, config.precision)
-
-    @property
-    def num_parameters(self) -> int:
-        """P."""
-        return len(self.parameter_names)
-
-    @property
-    def num_inputs(self) -> int:
-        """D."""
-        return len(self.circuit.input_parameters)
-
-    @property
-    def gradient_cost(self) -> int:
-        """Objective evaluations of one gradient: 2G+1."""
-        return 2 * self.circuit.gates + 1
+        self.num_parameters = len(self.parameter_names)
+        self.num_inputs = len(self.circuit.input_parameters)
+        self.gradient_cost = 2 * self.circuit.gates + 1
+        self._backend = make_backend(config.backend, self.circuit, precision=config.precision)
+        self.gradient_sweeps = self._backend.gradient_sweeps
 
     def initial_theta(self, rng: np.random.Generator) -> Array:
         """A first vector: small angles, and an input scale of about one where the circuit has one."""
@@ -68,40 +64,39 @@ class QNNModel:
         return self.readout.log_probabilities(values, theta[self._split :])
 
     def loss(self, theta: Array, x: Array, y: Labels) -> float:
-        """Mean cross-entropy of rows (N, D) with labels (N,), nats. Scores theta and nothing else."""
-        return float(-np.mean(self.log_probabilities(theta, x)[np.arange(len(y)), y]))
+        """Mean cross-entropy of rows (N, D), N > 0, with labels (N,), nats. Scores theta and nothing else."""
+        return float(-self.log_probabilities(theta, x)[np.arange(len(y)), y].mean())
 
     def loss_and_gradient(self, theta: Array, x: Array, y: Labels) -> tuple[float, Array]:
-        """Mean cross-entropy (nats) and its gradient (P,)."""
+        """Mean cross-entropy (nats) of rows (N, D), N > 0, with labels (N,), and its gradient (P,)."""
         weights, rest = theta[: self._split], theta[self._split :]
-        rows = np.arange(len(y))
-        found: dict[str, Array] = {}
+        gradient = np.empty(self.num_parameters)
+        loss = 0.0
 
         def cotangent(values: Array) -> Array:
-            logp = self.readout.log_probabilities(values, rest)
-            found["loss"] = -np.mean(logp[rows, y])
-            by_logp = np.zeros_like(logp)
-            by_logp[rows, y] = -1.0 / len(y)
-            by_values, found["readout"] = self.readout.pull_back(values, rest, by_logp)
-            return by_values
+            nonlocal loss
+            losses, by_values, by_rest = self._row_losses(values, rest, y)
+            loss = float(losses.mean())
+            gradient[self._split :] = by_rest.sum(axis=0) / len(y)
+            return by_values / len(y)
 
-        _, by_weights = self._backend.pull_back(x, weights, cotangent)
-        return float(found["loss"]), np.concatenate([by_weights, found["readout"]])
+        gradient[: self._split] = self._backend.pull_back(x, weights, cotangent)[1]
+        return loss, gradient
 
     def jacobian(self, theta: Array, x: Array, y: Labels) -> tuple[Array, Array]:
-        """Cross-entropy of each row (N,) and its gradient (N, P), as clipping row by row needs it."""
-        weights, rest = theta[: self._split], theta[self._split :]
-        values, gradient = self._backend.jacobian(x, weights)
+        """Cross-entropy of each row (N,), nats, and its gradient (N, P), as clipping row by row needs it."""
+        values, by_weights = self._backend.jacobian(x, theta[: self._split])
+        losses, by_values, by_rest = self._row_losses(values, theta[self._split :], y)
+        by_circuit = np.einsum("nk,nkp->np", by_values, by_weights)
+        return losses, np.concatenate([by_circuit, by_rest], axis=1)
+
+    def _row_losses(self, values: Array, rest: Array, y: Labels) -> tuple[Array, Array, Array]:
+        """Cross-entropy of each row (N,), its derivatives by the values (N, K) and the readout's weights (N, R)."""
         logp = self.readout.log_probabilities(values, rest)
         rows = np.arange(len(y))
-        by_rows = np.zeros((len(y), self.num_parameters))
-        for row in rows:
-            by_logp = np.zeros((1, self.classes))
-            by_logp[0, y[row]] = -1.0
-            by_values, by_readout = self.readout.pull_back(values[row : row + 1], rest, by_logp)
-            by_rows[row, : self._split] = by_values[0] @ gradient[row]
-            by_rows[row, self._split :] = by_readout
-        return -logp[rows, y], by_rows
+        by_logp = np.zeros_like(logp)
+        by_logp[rows, y] = -1.0
+        return -logp[rows, y], *self.readout.pull_back(values, rest, logp, by_logp)
 
     def scores(self, theta: Array, rows: Rows) -> Scores:
         """Sums over rows; zeros where there are none."""

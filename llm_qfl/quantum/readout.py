@@ -1,20 +1,22 @@
 """Readouts: expectation values (N, K) and the readout's weights -> log-probabilities (N, C), nats, and back.
 
 `scale`: logits = s E. `scale-bias`: logits = s E + b. `linear`: logits = E W^T + b. `parity`, `bit`: E are the
-probabilities themselves. The logit scale is trained through its exponent, so that it stays positive.
+probabilities themselves. The logit scale s is trained through its logarithm, so that it stays positive.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.special import log_softmax
 
 from llm_qfl.federation.types import Array
 
 FLOOR = 1e-10  # of a probability under the logarithm
 START_SCALE = 3.0  # expectation values lie in [-1, 1]: a softmax of them alone is never sure
+
+PROBABILITIES = ("parity", "bit")
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,18 @@ class Readout:
     outputs: int
     classes: int
 
-    @property
+    @cached_property
     def parameter_names(self) -> tuple[str, ...]:
-        """Names of the readout's weights."""
+        """Names of the readout's weights, in their order."""
         scale, bias = ("readout/log-scale",), tuple(f"readout/bias[{c}]" for c in range(self.classes))
-        if self.name == "scale":
-            return scale
-        if self.name == "scale-bias":
-            return scale + bias
+        if self.name in PROBABILITIES:
+            return ()
         if self.name == "linear":
             return tuple(f"readout/weight[{c},{k}]" for c in range(self.classes) for k in range(self.outputs)) + bias
-        return ()
+        return scale + bias if self.name == "scale-bias" else scale
 
     def initial(self, rng: np.random.Generator) -> Array:
-        """First weights."""
+        """First weights: `linear` starts near `scale`, an output per class as far as they go."""
         if self.name == "linear":
             weights = rng.normal(scale=0.1, size=(self.classes, self.outputs))
             for c in range(min(self.classes, self.outputs)):
@@ -56,29 +56,42 @@ class Readout:
         return first
 
     def log_probabilities(self, values: Array, weights: Array) -> Array:
-        """(N, C) from expectation values (N, K)."""
-        if self.name in ("parity", "bit"):
-            return np.asarray(np.log(np.clip(values, FLOOR, 1.0)))
-        return np.asarray(log_softmax(self._logits(values, weights), axis=1))
+        """(N, C) from expectation values (N, K) and weights (R,); a probability below 1e-10 counts as 1e-10."""
+        if self.name in PROBABILITIES:
+            return np.asarray(np.log(np.maximum(values, FLOOR)))
+        logits = self._logits(values, weights)
+        # scipy.special.log_softmax does the same at ten times the cost on a handful of rows
+        logits = logits - logits.max(axis=1, keepdims=True)
+        return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
 
-    def pull_back(self, values: Array, weights: Array, gradient: Array) -> tuple[Array, Array]:
-        """Chain rule from d/d log-probabilities (N, C) to d/d values (N, K) and d/d weights, summed over rows."""
-        if self.name in ("parity", "bit"):
-            inside = values > FLOOR
-            return np.where(inside, gradient / np.maximum(values, FLOOR), 0.0), np.zeros(0)
-        p = np.exp(log_softmax(self._logits(values, weights), axis=1))
-        logits = gradient - p * gradient.sum(axis=1, keepdims=True)
+    def pull_back(self, values: Array, weights: Array, logp: Array, by_logp: Array) -> tuple[Array, Array]:
+        """Chain rule, row by row, through the map that gave `logp`.
+
+        Args:
+            values: expectation values (N, K).
+            weights: (R,).
+            logp: what `log_probabilities` gave for them (N, C).
+            by_logp: derivative of something by `logp` (N, C).
+
+        Returns:
+            Its derivatives by the values (N, K), and by the weights for each row (N, R).
+        """
+        if self.name in PROBABILITIES:
+            return np.where(values > FLOOR, by_logp / np.maximum(values, FLOOR), 0.0), np.zeros((len(values), 0))
+        by_logits = by_logp - np.exp(logp) * by_logp.sum(axis=1, keepdims=True)
         if self.name == "linear":
-            matrix = weights[: -self.classes].reshape(self.classes, self.outputs)
-            return logits @ matrix, np.concatenate([(logits.T @ values).ravel(), logits.sum(axis=0)])
+            by_matrix = (by_logits[:, :, None] * values[:, None, :]).reshape(len(values), -1)
+            return by_logits @ self._matrix(weights), np.concatenate([by_matrix, by_logits], axis=1)
         scale = np.exp(weights[0])
-        by_scale = np.array([np.sum(logits * values) * scale])
-        by_bias = logits.sum(axis=0) if self.name == "scale-bias" else np.zeros(0)
-        return logits * scale, np.concatenate([by_scale, by_bias])
+        by_scale = scale * (by_logits * values).sum(axis=1, keepdims=True)
+        by_weights = np.concatenate([by_scale, by_logits], axis=1) if self.name == "scale-bias" else by_scale
+        return by_logits * scale, by_weights
+
+    def _matrix(self, weights: Array) -> Array:
+        return weights[: -self.classes].reshape(self.classes, self.outputs)
 
     def _logits(self, values: Array, weights: Array) -> Array:
         if self.name == "linear":
-            matrix = weights[: -self.classes].reshape(self.classes, self.outputs)
-            return values @ matrix.T + weights[-self.classes :]
+            return np.asarray(values @ self._matrix(weights).T + weights[-self.classes :])
         logits = values * np.exp(weights[0])
-        return logits + weights[1:] if self.name == "scale-bias" else logits
+        return np.asarray(logits + weights[1:] if self.name == "scale-bias" else logits)

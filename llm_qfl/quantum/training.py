@@ -1,8 +1,9 @@
 """The local optimizer loop: explicit start point, budget in objective evaluations, best-seen point, history.
 
 A loss at one point costs 1 evaluation, a gradient 2G+1, whatever the backend; circuits are evaluations times rows.
-Adam and SPSA are written out here because the libraries' own run to their end with neither a budget nor minibatches
-nor a generator of ours (qiskit-machine-learning's SPSA draws from a global one); COBYLA is SciPy's.
+COBYLA is SciPy's. Adam and SPSA are written out: qiskit-machine-learning's Adam asks for loss and gradient apart and
+its import takes 0.4 s of a process that a node starts for every message (a test holds that the points are the same);
+its SPSA draws from a global generator and evaluates the last point outside its count.
 """
 
 from __future__ import annotations
@@ -11,27 +12,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import minimize
 
 from llm_qfl.federation.config import TrainingConfig
-from llm_qfl.federation.errors import ConfigError
+from llm_qfl.federation.errors import ConfigError, DataError
 from llm_qfl.federation.types import Array, Labels, Rows, Spent
 from llm_qfl.quantum.model import QNNModel
 
-ADAM_DECAY, ADAM_EPSILON = (0.9, 0.999), 1e-8  # Kingma and Ba 2015
-SPSA_ALPHA, SPSA_GAMMA, SPSA_PERTURBATION = 0.602, 0.101, 0.1  # Spall 1998
+ADAM_DECAY, ADAM_EPSILON = (0.9, 0.99), 1e-8  # the second as in qiskit-machine-learning: rounds are short
+SPSA_ALPHA, SPSA_GAMMA, SPSA_PERTURBATION = 0.602, 0.101, 0.2  # Spall 1998; Qiskit's perturbation
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
     """What local training found.
 
+    Losses are means over rows in nats, plus `training.l2` times theta's squared norm.
+
     Attributes:
         theta: the best-seen point (P,); with minibatches the last one: losses of different batches do not compare.
         first_theta: the first evaluated point: the one that training was started at.
-        first_loss: training loss there, nats.
-        best_loss: training loss at `theta`, nats; with minibatches that of the last batch before it.
-        history: (evaluations so far, loss), in the order of evaluation.
+        first_loss: training loss there; with minibatches on the first batch.
+        best_loss: training loss at `theta`; with minibatches on the first batch, too.
+        history: (evaluations so far, loss), in the order of evaluation; with minibatches each of its own batch.
         spent: evaluations, circuits and what the simulator really did.
     """
 
@@ -44,30 +46,28 @@ class TrainingResult:
 
 
 @dataclass(eq=False)
-class Objective:
-    """Counts what is evaluated and remembers the best point."""
+class _Objective:
+    """Counts what is evaluated and remembers every point."""
 
     model: QNNModel
-    rows: Rows
     l2: float
     seen: list[tuple[int, float, Array]] = field(default_factory=list)
     evaluations: int = 0
     circuits: int = 0
     simulated: int = 0
 
-    def loss(self, theta: Array) -> float:
-        """Loss on all rows; one evaluation."""
-        value = self.model.loss(theta, self.rows.x, self.rows.y) + self.l2 * float(theta @ theta)
-        self._count(theta, value, 1, len(self.rows), sweeps=1)
+    def loss(self, theta: Array, rows: Rows) -> float:
+        """Loss; one evaluation."""
+        value = self.model.loss(theta, rows.x, rows.y) + self.l2 * float(theta @ theta)
+        self._count(theta, value, 1, len(rows), sweeps=1)
         return value
 
-    def loss_and_gradient(self, theta: Array, batch: Rows | None = None) -> tuple[float, Array]:
-        """Loss and gradient on all rows or a batch; 2G+1 evaluations."""
-        rows = self.rows if batch is None else batch
+    def gradient(self, theta: Array, rows: Rows) -> Array:
+        """Gradient, and the loss on the way; 2G+1 evaluations."""
         value, gradient = self.model.loss_and_gradient(theta, rows.x, rows.y)
         value += self.l2 * float(theta @ theta)
-        self._count(theta, value, self.model.gradient_cost, len(rows), sweeps=2)
-        return value, gradient + 2 * self.l2 * theta
+        self._count(theta, value, self.model.gradient_cost, len(rows), sweeps=self.model.gradient_sweeps)
+        return gradient + 2 * self.l2 * theta
 
     def _count(self, theta: Array, value: float, evaluations: int, rows: int, sweeps: int) -> None:
         self.evaluations += evaluations
@@ -79,120 +79,153 @@ class Objective:
 def round_budget(model: QNNModel, config: TrainingConfig) -> int:
     """Objective evaluations that `training.steps` cost in a round.
 
-    Full-batch Adam and SPSA pay one more, so that their last point is seen; SPSA also pays for the first.
+    Adam pays 2G+1 a step and SPSA 2; both pay one more for a loss at the last point, so that it can be the best seen,
+    and SPSA one for the first, which its steps do not look at. COBYLA pays one a step, and SciPy's never takes fewer
+    than P+2.
     """
     if config.optimizer == "adam":
-        return config.steps * model.gradient_cost + (0 if config.batch_size else 1)
+        return config.steps * model.gradient_cost + 1
     if config.optimizer == "spsa":
         return 2 * config.steps + 2
     return max(config.steps, model.num_parameters + 2)
 
 
+def least_budget(model: QNNModel, config: TrainingConfig) -> int:
+    """The smallest budget that `train` accepts: one step of Adam or SPSA, P+2 for COBYLA."""
+    return round_budget(model, config.model_copy(update={"steps": 1}))
+
+
 def train(
     model: QNNModel,
     rows: Rows,
-    theta: Array,
+    theta0: Array,
     *,
     config: TrainingConfig,
     budget: int,
     learning_rate: float,
     rng: np.random.Generator,
 ) -> TrainingResult:
-    """Train from `theta` until the budget is spent.
+    """Train from `theta0` with as many steps as the budget pays.
 
     Args:
         model: the QNN.
         rows: training rows, at least one.
-        theta: (P,), the first point that is evaluated.
-        config: optimizer, batch size, l2.
-        budget: objective evaluations.
+        theta0: (P,), the first point that is evaluated.
+        config: optimizer, batch size, l2; its steps and learning rate are not looked at.
+        budget: objective evaluations, never exceeded; what a whole step cannot use stays unspent.
         learning_rate: Adam's step size, SPSA's first step, COBYLA's first trust region.
         rng: for batches and SPSA's directions.
 
     Raises:
-        ConfigError: the budget does not pay for the optimizer's smallest run.
+        ConfigError: the budget does not pay for one step.
+        DataError: no rows.
     """
-    objective = Objective(model, rows, config.l2)
-    least = _least_budget(model, config, len(rows))
+    if not len(rows):
+        raise DataError("training: the site has no training rows; bring more or lower data.validation-fraction")
+    least = least_budget(model, config)
     if budget < least:
-        raise ConfigError(f"training: {config.optimizer} needs at least {least} evaluations a round, got {budget}")
-    start = np.array(theta, np.float64)
-    batched = config.optimizer == "adam" and 0 < config.batch_size < len(rows)
+        raise ConfigError(
+            f"training: {config.optimizer} needs at least {least} objective evaluations a round with this circuit, "
+            f"got {budget}; raise training.steps or take a smaller circuit"
+        )
+    batched = 0 < config.batch_size < len(rows)
+    batches = _batches(rows, config.batch_size, rng) if batched else _same(rows)
+    first_batch = next(batches)
+    objective = _Objective(model, config.l2)
+    start = np.array(theta0, np.float64)
     if config.optimizer == "adam":
-        last = _adam(objective, start, budget, learning_rate, config.batch_size if batched else 0, rng)
+        _adam(objective, start, (budget - 1) // model.gradient_cost, learning_rate, first_batch, batches)
     elif config.optimizer == "spsa":
-        last = _spsa(objective, start, budget, learning_rate, rng)
+        _spsa(objective, start, (budget - 2) // 2, learning_rate, first_batch, batches, rng)
     else:
-        last = _cobyla(objective, start, budget, learning_rate)
-    evaluations, best, point = objective.seen[-1] if batched else min(objective.seen, key=lambda item: item[1])
-    del evaluations
+        _cobyla(objective, start, budget, learning_rate, rows)
+    _, first_loss, first_theta = objective.seen[0]
+    _, best_loss, best_theta = objective.seen[-1] if batched else min(objective.seen, key=lambda item: item[1])
     return TrainingResult(
-        theta=last if batched else point,
-        first_theta=objective.seen[0][2],
-        first_loss=objective.seen[0][1],
-        best_loss=best,
+        theta=best_theta,
+        first_theta=first_theta,
+        first_loss=first_loss,
+        best_loss=best_loss,
         history=tuple((count, value) for count, value, _ in objective.seen),
         spent=Spent(objective.evaluations, objective.circuits, simulated_circuits=objective.simulated),
     )
 
 
-def _least_budget(model: QNNModel, config: TrainingConfig, rows: int) -> int:
-    if config.optimizer == "adam":
-        return model.gradient_cost
-    return 3 if config.optimizer == "spsa" else model.num_parameters + 2
+def _same(rows: Rows) -> Iterator[Rows]:
+    while True:
+        yield rows
 
 
 def _batches(rows: Rows, size: int, rng: np.random.Generator) -> Iterator[Rows]:
-    """Without end: every row once in each pass, in a fresh order; the rest of a pass begins the next."""
+    """Without end: every row once in each pass, in a fresh order; the rest of a pass begins the next batch."""
     order: Labels = np.zeros(0, np.intp)
     while True:
-        while len(order) < size:
+        if len(order) < size:
             order = np.concatenate([order, rng.permutation(len(rows))])
         taken, order = order[:size], order[size:]
         yield Rows(rows.x[taken], rows.y[taken])
 
 
 def adam_steps(theta: Array, learning_rate: float, steps: int, gradient_at: Callable[[Array], Array]) -> Array:
-    """Adam (Kingma and Ba 2015, Algorithm 1), its moments starting at zero."""
+    """Adam (Kingma and Ba 2015, section 2, the form with the bias in the step size), moments starting at zero.
+
+    Args:
+        theta: (P,), where the first gradient is taken.
+        learning_rate: step size.
+        steps: gradients taken.
+        gradient_at: gradient (P,) at a point.
+
+    Returns:
+        The point after the last step; no gradient was taken there.
+    """
     first, second = np.zeros_like(theta), np.zeros_like(theta)
     for step in range(1, steps + 1):
         gradient = gradient_at(theta)
         first = ADAM_DECAY[0] * first + (1 - ADAM_DECAY[0]) * gradient
-        second = ADAM_DECAY[1] * second + (1 - ADAM_DECAY[1]) * gradient**2
-        mean, square = first / (1 - ADAM_DECAY[0] ** step), second / (1 - ADAM_DECAY[1] ** step)
-        theta = theta - learning_rate * mean / (np.sqrt(square) + ADAM_EPSILON)
+        second = ADAM_DECAY[1] * second + (1 - ADAM_DECAY[1]) * gradient * gradient
+        rate = learning_rate * np.sqrt(1 - ADAM_DECAY[1] ** step) / (1 - ADAM_DECAY[0] ** step)
+        theta = theta - rate * first / (np.sqrt(second) + ADAM_EPSILON)
     return theta
 
 
-def _adam(objective: Objective, theta: Array, budget: int, rate: float, batch: int, rng: np.random.Generator) -> Array:
-    cost = objective.model.gradient_cost
-    batches = _batches(objective.rows, batch, rng) if batch else None
-
+def _adam(objective: _Objective, theta: Array, steps: int, rate: float, first: Rows, batches: Iterator[Rows]) -> None:
     def gradient_at(point: Array) -> Array:
-        return objective.loss_and_gradient(point, None if batches is None else next(batches))[1]
+        return objective.gradient(point, next(batches) if objective.seen else first)
 
-    steps = budget // cost
-    last = adam_steps(theta, rate, steps, gradient_at)
-    if batches is None and budget - steps * cost >= 1:
-        objective.loss(last)  # so that the last point can be the best seen
-    return last
+    objective.loss(adam_steps(theta, rate, steps, gradient_at), first)
 
 
-def _spsa(objective: Objective, theta: Array, budget: int, rate: float, rng: np.random.Generator) -> Array:
-    objective.loss(theta)
-    steps = (budget - 2) // 2
-    stability = 0.1 * max(steps, 1)
-    for step in range(steps):
-        width = SPSA_PERTURBATION / (step + 1) ** SPSA_GAMMA
-        # the first step is `rate` long in every coordinate of a unit slope
-        gain = rate * ((1 + stability) / (step + 1 + stability)) ** SPSA_ALPHA
+def _spsa(
+    objective: _Objective,
+    theta: Array,
+    steps: int,
+    rate: float,
+    first: Rows,
+    batches: Iterator[Rows],
+    rng: np.random.Generator,
+) -> None:
+    """SPSA (Spall 1998) with gains relative to the slopes seen so far, so that `rate` needs no calibration.
+
+    Every coordinate moves by `rate` in the first step. Both evaluations of a step see the same rows.
+    """
+    objective.loss(theta, first)
+    squares = 0.0
+    for step in range(1, steps + 1):
+        rows = first if step == 1 else next(batches)
+        width = SPSA_PERTURBATION / step**SPSA_GAMMA
         direction = rng.choice([-1.0, 1.0], size=len(theta))
-        slope = objective.loss(theta + width * direction) - objective.loss(theta - width * direction)
-        theta = theta - gain * slope / (2 * width) * direction
-    objective.loss(theta)
-    return theta
+        rise = objective.loss(theta + width * direction, rows) - objective.loss(theta - width * direction, rows)
+        slope = rise / (2 * width)
+        squares += slope * slope
+        if squares > 0:
+            theta = theta - rate / step**SPSA_ALPHA * slope / np.sqrt(squares / step) * direction
+    objective.loss(theta, first)
 
 
-def _cobyla(objective: Objective, theta: Array, budget: int, rate: float) -> Array:
-    found = minimize(objective.loss, theta, method="COBYLA", options={"maxiter": budget, "rhobeg": rate, "tol": 1e-6})
-    return np.asarray(found.x)
+def _cobyla(objective: _Objective, theta: Array, budget: int, rate: float, rows: Rows) -> None:
+    from scipy.optimize import minimize  # half a second that only COBYLA needs
+
+    def loss(point: Array) -> float:
+        return objective.loss(point, rows)
+
+    minimize(loss, theta, method="COBYLA", options={"maxiter": budget, "rhobeg": rate, "tol": 1e-6})
