@@ -6,13 +6,12 @@ import time
 from collections.abc import Mapping
 
 from llm_qfl.baselines import Baseline
-from llm_qfl.quantum.model import QNNModel
-from llm_qfl.quantum.training import train
-
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.records import Evaluation
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.types import ClientReport, GlobalState, Partition, RoundPlan, Spent
+from llm_qfl.quantum.model import QNNModel
+from llm_qfl.quantum.training import train
 
 
 def local_round(

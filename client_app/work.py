@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import Context, Message
-from llm_qfl.baselines import Baseline, make_baselines
-from llm_qfl.quantum.model import QNNModel, get_model
 
 from client_app.data import site_partition
 from client_app.store import take_setup
+from llm_qfl.baselines import Baseline, make_baselines
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.fingerprint import check_fingerprint, fingerprint
 from llm_qfl.federation.records import Task, check_state, decode_task
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import Partition
+from llm_qfl.quantum.model import QNNModel, get_model
 
 
 @dataclass(frozen=True, eq=False)

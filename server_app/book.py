@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from llm_qfl.quantum.folder import save_model
-
 from llm_qfl import __version__
 from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
+from llm_qfl.quantum.folder import save_model
 from server_app.display import Display
 from server_app.ledger import Json, Ledger, round_line, scores_json
 from server_app.session import Finished, Opened

@@ -15,9 +15,10 @@ from flwr.app import Message, MessageType
 from llm_qfl.federation.config import RunConfig, readout_problems
 from llm_qfl.federation.data.features import fit_feature_map
 from llm_qfl.federation.data.sums import FeatureSums, combine
+from llm_qfl.federation.data.table import sorted_classes
 from llm_qfl.federation.errors import ConfigError, FederationError, RecordError
 from llm_qfl.federation.records import Census, content_bytes, decode_census, encode_query
-from llm_qfl.federation.setup import Setup, merge_classes
+from llm_qfl.federation.setup import Setup
 from server_app.grid import BoundedGrid
 
 
@@ -88,7 +89,7 @@ def make_setup(roll: Roll, config: RunConfig) -> Setup:
         FederationError: one class in the whole federation, or no site sent sums.
     """
     censuses = list(roll.answers.values())
-    classes = config.data.class_list or merge_classes([census.class_names for census in censuses])
+    classes = config.data.class_list or sorted_classes({name for census in censuses for name in census.class_names})
     problems = readout_problems(config.quantum, len(classes)) if len(classes) > 1 else []
     for key, value in (("data.test", config.data.test), ("data.validation", config.data.validation)):
         if value == "server" and any(census.own_data for census in censuses):

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_qfl.baselines import Baseline
-from llm_qfl.quantum.model import QNNModel
-
 from llm_qfl.federation.types import GlobalState, Rows, Scores
+from llm_qfl.quantum.model import QNNModel
 
 
 def pool(scores: Sequence[Scores]) -> Scores | None:

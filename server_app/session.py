@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.serverapp import Grid
-from llm_qfl.baselines import Baseline, make_baselines
-from llm_qfl.quantum.exact.engine import DEFAULT_MEMORY_BUDGET, check_memory
-from llm_qfl.quantum.model import QNNModel, get_model
-from llm_qfl.quantum.training import round_budget
 
+from llm_qfl.baselines import Baseline, make_baselines
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.pool import read_pool
 from llm_qfl.federation.fingerprint import fingerprint
@@ -20,6 +17,9 @@ from llm_qfl.federation.records import state_record
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
+from llm_qfl.quantum.exact.engine import DEFAULT_MEMORY_BUDGET, check_memory
+from llm_qfl.quantum.model import QNNModel, get_model
+from llm_qfl.quantum.training import round_budget
 from server_app.census import Roll, make_setup, take_census
 from server_app.evaluation import Scorer, pool
 from server_app.grid import BoundedGrid

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from llm_qfl.quantum.training import train
 
 from client_app.data import site_partition
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import Partition, Rows, Scores
+from llm_qfl.quantum.training import train
 from server_app.rows import server_rows
 from server_app.session import Finished, initial_state
 

@@ -92,7 +92,7 @@ class DataConfig(Section):
     validation: str = "federated"
     """`federated` (the sites' validation rows), `server` (hold-out of the pool) or `file:<path>`."""
     validation_fraction: Fraction = 0.15
-    """Share of a site's rows that score and never train (and of the pool, with `server`)."""
+    """Share of a site's rows that score and never train; with `server` also of the pool without its test rows."""
     min_rows: PositiveInt = 5
     """Fewest rows (of a class, where sums go by class) for which a site sends sums: a sum of few rows is a row."""
 

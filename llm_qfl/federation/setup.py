@@ -7,7 +7,6 @@ carry its digest.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +69,3 @@ class Setup:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"setup: not the JSON of a setup ({type(error).__name__}: {error})") from error
-
-
-def merge_classes(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The federation's classes from every site's: numbers by value, then words by letter."""
-    together = {name for site in names for name in site}
-
-    def order(name: str) -> tuple[int, float, str]:
-        try:
-            return (0, float(name), name)
-        except ValueError:
-            return (1, 0.0, name)
-
-    return tuple(sorted(together, key=order))

@@ -176,7 +176,7 @@ def _reading(run: Run, rows: int, there: list[str]) -> Markup:
         p = float(run.scores("qnn")["test_accuracy"])
         spread = math.sqrt(p * (1 - p) / rows)
         texts.append(
-            f"One row is worth {1 / rows:.4f}; the standard error of the quantum model's accuracy is {spread:.3f}. Bars "
+            f"One row is worth {1 / rows:.4f}; the standard error of the quantum model's accuracy {spread:.3f}. Bars "
             "are 95% Wilson intervals; the sentence above compares as if the models had answered different rows, which is "
             "the careful side."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from llm_qfl.federation.config import DataConfig
 from llm_qfl.federation.data.encodings import encode, resolve_encoding
@@ -90,5 +91,10 @@ def fractions(data: DataConfig) -> Fractions:
 
 
 def _absolute(source: str) -> str:
+    """Relative paths start at the project; a hub name that is a folder there is that folder."""
     kind, _, rest = source.partition(":")
-    return f"{kind}:{project_folder() / rest}" if kind in ("csv", "file") and rest else source
+    if kind in ("csv", "file") and rest:
+        return f"{kind}:{project_folder() / Path(rest).expanduser()}"
+    if kind == "hub" and rest.startswith((".", "~", "/")):
+        return f"{kind}:{project_folder() / Path(rest).expanduser()}"
+    return source
