@@ -176,9 +176,9 @@ def _reading(run: Run, rows: int, there: list[str]) -> Markup:
         p = float(run.scores("qnn")["test_accuracy"])
         spread = math.sqrt(p * (1 - p) / rows)
         texts.append(
-            f"One row is worth {1 / rows:.4f}; the standard error of the quantum model's accuracy {spread:.3f}. Bars "
-            "are 95% Wilson intervals; the sentence above compares as if the models had answered different rows, which is "
-            "the careful side."
+            f"One row is worth {1 / rows:.4f}; the standard error of the quantum model's accuracy {spread:.3f}. "
+            "Bars are 95% Wilson intervals; the sentence above compares as if the models had answered different rows, "
+            "which is the careful side."
         )
     texts.append("This is one seed; the spread over seeds and splits is not in these intervals.")
     if len(there) > 1:

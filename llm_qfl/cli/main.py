@@ -1,0 +1,126 @@
+"""`llm-qfl` for a person. Every command imports what it needs when it runs: `--help` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from llm_qfl.federation.errors import LlmQflError
+
+PREDICT = "predict"
+
+
+class Commands(TyperGroup):
+    """Errors that are raised on purpose become one message and exit code 2; others keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """See click.Group."""
+        try:
+            return super().invoke(ctx)
+        except LlmQflError as error:
+            typer.echo(f"llm-qfl: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="llm-qfl",
+    cls=Commands,
+    help="Federated quantum neural networks on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--run-config", "-c", help="Keys as `flwr run -c` takes them: 'quantum.layers=4 server.rounds=10'."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"llm-qfl {version('llm-qfl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Federated quantum neural networks on Flower."""
+    del version  # its callback has ended the program
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    data: Annotated[Path, typer.Argument(help="CSV with the run's columns; others are not read.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; standard output by default.")
+    ] = None,
+) -> None:
+    """Predict classes and probabilities for the rows of a CSV, from the run folder alone."""
+    from llm_qfl.cli.predict import predict_csv
+
+    text = predict_csv(run, data)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    from llm_qfl.cli.predict import write_text
+
+    write_text(output, text)
+    typer.echo(str(output))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Render a run's report.html again."""
+    from server_app.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def tune(
+    sites: Annotated[int, typer.Option(help="Simulated sites.", min=1)] = 4,
+    trials: Annotated[
+        int, typer.Option(help="Federations to run; the first is the configuration as given.", min=1)
+    ] = 20,
+    run_config: Overrides = None,
+    search: Annotated[
+        list[str] | None, typer.Option("--search", help="Key to search; repeat it. By default all that suit.")
+    ] = None,
+) -> None:
+    """Search depth, readout, step size, steps and regularisation on validation rows; test rows stay untouched."""
+    from llm_qfl.cli.tune import run_tuning
+
+    run_tuning(run_config or [], sites=sites, trials=trials, search=search, say=typer.echo)
+
+
+@app.command("config-table")
+def config_table(
+    write: Annotated[bool, typer.Option("--write", help="Write the table; without it, compare.")] = False,
+    pyproject: Annotated[Path, typer.Option(help="The file.")] = Path("pyproject.toml"),
+) -> None:
+    """Compare or write the run-config table of pyproject.toml, whose one source is RunConfig."""
+    from llm_qfl.cli.config_table import check_table, write_table
+
+    if write:
+        write_table(pyproject)
+        typer.echo(f"{pyproject}: written")
+        return
+    check_table(pyproject)
+    typer.echo(f"{pyproject}: equal to RunConfig")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,214 @@
+"""`llm-qfl tune`: a seeded search on validation rows. The test rows are held out as in a run and never scored.
+
+A trial is a federation in memory up to its last round, without the last exchange in which test rows are scored. The
+run's seed stays the same in every trial: another seed would hold out other test rows, and what is test in the run
+would have chosen its configuration. The first trial is the configuration as given, so the best is never worse on
+validation. Optuna's TPE sampler takes the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llm_qfl.federation.config import RunConfig, Scalar, default_run_config
+from llm_qfl.federation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+Say = Callable[[str], None]
+Suggest = Callable[["Trial"], Scalar]
+
+KEYS = ("quantum.layers", "quantum.readout", "training.learning-rate", "training.steps", "training.l2")
+RANGES = {
+    "quantum.layers": "1 to 6",
+    "quantum.readout": "scale, scale-bias, linear",
+    "training.learning-rate": "0.01 to 0.3, by ratio",
+    "training.steps": "5 to 30",
+    "training.l2": "1e-6 to 1e-1, by ratio",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one trial found, on validation rows.
+
+    Attributes:
+        loss: nats.
+        accuracy: share.
+        evaluations: objective evaluations that the training took.
+    """
+
+    loss: float
+    accuracy: float
+    evaluations: int
+
+
+def run_tuning(overrides: Sequence[str], *, sites: int, trials: int, search: Sequence[str] | None, say: Say) -> str:
+    """Search, say each trial, and end with the line for `flwr run`.
+
+    Args:
+        overrides: as `flwr run -c` takes them.
+        sites: simulated sites.
+        trials: federations to run, the first as given.
+        search: keys to search; None takes all that suit the circuit and optimizer.
+        say: prints a line.
+
+    Returns:
+        The command that runs the best configuration.
+
+    Raises:
+        ConfigError: a wrong key, or nobody holds validation rows.
+    """
+    base = parse_overrides(overrides)
+    config = RunConfig.from_run_config(base)
+    keys = search_keys(config, search)
+    study = _study(config.server.seed, {key: config.flat()[key] for key in keys})
+    rows = f"validation rows ({config.data.validation}); test rows ({config.data.test}) are not scored"
+    say(f"tuning {', '.join(keys)} on {rows}")
+    say(f"{'trial':>5} {'loss':>8} {'accuracy':>9} {'evaluations':>12}  configuration")
+
+    def objective(trial: Trial) -> float:
+        values = {key: suggest(trial, key) for key in keys}
+        outcome = validate({**base, **values}, sites)
+        trial.set_user_attr("evaluations", outcome.evaluations)
+        shown = " ".join(f"{key}={_short(value)}" for key, value in values.items())
+        say(f"{trial.number:>5} {outcome.loss:>8.4f} {outcome.accuracy:>9.3f} {outcome.evaluations:>12,}  {shown}")
+        return outcome.loss
+
+    study.optimize(objective, n_trials=trials)
+    return _say_best(study, base, sites, say)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Scalar]:
+    """`flwr run -c` syntax -> flat run config of the keys that were given.
+
+    Raises:
+        ConfigError: not `key=value` pairs.
+    """
+    if not overrides:
+        return {}
+    from click import ClickException
+    from flwr.common.config import parse_config_args
+
+    try:
+        # Together: Flower lets a second text replace the whole section of the first.
+        found: dict[str, Scalar] = parse_config_args([" ".join(overrides)])
+    except (ClickException, ValueError) as error:
+        raise ConfigError(f"-c: expected pairs like 'quantum.layers=4', got {overrides} ({error})") from error
+    if not found:
+        raise ConfigError(f"-c: expected pairs like 'quantum.layers=4', got {' '.join(overrides)!r}")
+    return found
+
+
+def search_keys(config: RunConfig, search: Sequence[str] | None) -> tuple[str, ...]:
+    """The keys to search, in a fixed order; without a wish those that have an effect.
+
+    Raises:
+        ConfigError: a key that has no range here.
+    """
+    wrong = [key for key in search or () if key not in KEYS]
+    if wrong:
+        listed = "; ".join(f"{key} ({text})" for key, text in RANGES.items())
+        raise ConfigError([f"--search: {key} has no range; expected one of {listed}" for key in wrong])
+    if search:
+        return tuple(key for key in KEYS if key in search)
+    keys = [key for key in KEYS if key != "quantum.layers" or config.quantum.circuit != "qcnn"]
+    if config.quantum.readout in ("parity", "bit"):
+        keys.remove("quantum.readout")  # the paper's readouts are there to be compared with
+    return tuple(keys)
+
+
+def suggest(trial: Trial, key: str) -> Scalar:
+    """A value of a key from its range."""
+    if key == "quantum.layers":
+        return trial.suggest_int(key, 1, 6)
+    if key == "quantum.readout":
+        return str(trial.suggest_categorical(key, ("scale", "scale-bias", "linear")))
+    if key == "training.steps":
+        return trial.suggest_int(key, 5, 30)
+    low, high = (0.01, 0.3) if key == "training.learning-rate" else (1e-6, 1e-1)
+    # Three digits: what is printed is what was run.
+    return float(f"{trial.suggest_float(key, low, high, log=True):.3g}")
+
+
+def validate(run_config: dict[str, Scalar], sites: int) -> Outcome:
+    """Train a federation in memory and score its last vector on validation rows; no test row is scored.
+
+    With federated validation the replies of one round more say how the last vector does: a reply scores the vector
+    that it received. What that round trains is thrown away and not counted.
+
+    Raises:
+        ConfigError: nobody holds validation rows.
+    """
+    from flwr.app import ConfigRecord
+
+    from client_app.app import app as client_app
+    from llm_qfl.federation.records import state_record
+    from llm_qfl.federation.types import GlobalState, RoundSummary
+    from server_app.grid import BoundedGrid
+    from server_app.session import initial_state, make_strategy, open_session
+    from simulation.grid import InMemoryGrid
+
+    flat = {**default_run_config(), **run_config}
+    config = RunConfig.from_run_config(flat)
+    nodes = {n + 1: {"partition-id": n, "num-partitions": sites} for n in range(sites)}
+    grid = BoundedGrid(InMemoryGrid(client_app, nodes, flat))
+    opened = open_session(grid, config)
+    closed: list[RoundSummary] = []
+
+    def close(summary: RoundSummary, state: GlobalState) -> None:
+        del state
+        closed.append(summary)
+
+    strategy = make_strategy(opened, close)
+    arrays = state_record(initial_state(opened))
+    rounds = config.server.rounds
+    for number in range(1, rounds + (2 if config.data.validation == "federated" else 1)):
+        tasks = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        replies = grid.send_and_receive(tasks, timeout=config.server.deadline)
+        new, _ = strategy.aggregate_train(number, replies)
+        arrays = arrays if new is None else new
+    scores = closed[-1].validation
+    if scores is None or scores.loss is None or scores.accuracy is None:
+        raise ConfigError("data.validation: nobody holds validation rows to tune on; raise data.validation-fraction")
+    evaluations = sum(report.spent.evaluations for line in closed[:rounds] for report in line.reports)
+    return Outcome(scores.loss, scores.accuracy, evaluations)
+
+
+def _study(seed: int, first: dict[str, Scalar]) -> Study:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("tune needs Optuna; install it with pip install 'llm-qfl[server]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=seed))
+    # l2 = 0 lies outside a range by ratio; its lowest value is as good as none.
+    start: dict[str, Any] = {key: max(value, 1e-6) if key == "training.l2" else value for key, value in first.items()}  # type: ignore[type-var]
+    study.enqueue_trial(start, skip_if_exists=True)
+    return study
+
+
+def _say_best(study: Study, base: dict[str, Scalar], sites: int, say: Say) -> str:
+    from server_app.book import command_line
+
+    best = study.best_trial
+    values: dict[str, Scalar] = {
+        key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in best.params.items()
+    }
+    command = command_line(RunConfig.from_run_config({**base, **values}), sites, simulated=True)
+    first = study.trials[0].user_attrs["evaluations"]
+    say("")
+    say(
+        f"best: trial {best.number}, validation loss {best.value:.4f} nats (the configuration as given: "
+        f"{study.trials[0].value:.4f}), {best.user_attrs['evaluations'] / first:.2f} times its evaluations"
+    )
+    say("one seed; the baselines were not tuned. Run it:")
+    say(command)
+    return command
+
+
+def _short(value: Scalar) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
