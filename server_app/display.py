@@ -20,8 +20,8 @@ from llm_qfl.federation.errors import ConfigError
 
 Json = Mapping[str, Any]
 
-COLUMNS = ("round", "sites", "val loss", "val acc", "logistic", "mlp", "evaluations", "up", "down", "seconds")
-WIDTHS = (7, 9, 8, 7, 8, 7, 11, 9, 9, 7)
+COLUMNS = ("round", "sites", "val loss", "val acc", "logistic acc", "mlp acc", "evaluations", "up", "down", "seconds")
+WIDTHS = (7, 9, 8, 7, 12, 7, 11, 9, 9, 7)
 MODELS = (("qnn", "quantum neural network"), ("logistic", "logistic regression"), ("mlp", "small neural network"))
 UNKNOWN = "-"
 MOST_REASONS = 3  # reasons shown a round; the ledger has them all
@@ -142,6 +142,7 @@ class LiveDisplay:
         for line in head_lines(config, sites):
             self._console.print(Text(line, style="bold" if not self._head else "dim"))
             self._head.append(line)
+        self._console.print()
         # Standard output stays ours: Flower's own log lines go through Live and push the table down.
         self._live = Live(self._render(), console=self._console, refresh_per_second=4)
         self._live.start()
@@ -180,9 +181,11 @@ class LiveDisplay:
     def _render(self, *, whole: bool = False) -> RenderableType:
         room = max(4, self._console.size.height - 10)
         rows = self._rows if whole else self._rows[-room:]
-        table = Table(box=None, padding=(0, 1), header_style="bold", row_styles=["", "dim"] if whole else [""])
+        table = Table(box=None, padding=(0, 1), header_style="bold")
         for name in COLUMNS:
-            style = {"val loss": "magenta", "val acc": "magenta", "logistic": "yellow", "mlp": "cyan"}.get(name, "")
+            style = {"val loss": "magenta", "val acc": "magenta", "logistic acc": "yellow", "mlp acc": "cyan"}.get(
+                name, ""
+            )
             table.add_column(name, justify="right", no_wrap=True, style=style)
         for cells in rows:
             table.add_row(*(Text(cell) for cell in cells))

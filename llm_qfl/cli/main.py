@@ -11,8 +11,6 @@ from typer.core import TyperGroup
 
 from llm_qfl.federation.errors import LlmQflError
 
-PREDICT = "predict"
-
 
 class Commands(TyperGroup):
     """Errors that are raised on purpose become one message and exit code 2; others keep their traceback."""
@@ -44,9 +42,9 @@ Overrides = Annotated[
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from llm_qfl import __version__
 
-        typer.echo(f"llm-qfl {version('llm-qfl')}")
+        typer.echo(f"llm-qfl {__version__}")
         raise typer.Exit
 
 
@@ -69,16 +67,14 @@ def predict(
     ] = None,
 ) -> None:
     """Predict classes and probabilities for the rows of a CSV, from the run folder alone."""
-    from llm_qfl.cli.predict import predict_csv
+    from llm_qfl.cli.predict import predict_csv, write_text
 
     text = predict_csv(run, data)
     if output is None:
         typer.echo(text, nl=False)
-        return
-    from llm_qfl.cli.predict import write_text
-
-    write_text(output, text)
-    typer.echo(str(output))
+    else:
+        write_text(output, text)
+        typer.echo(str(output))
 
 
 @app.command()

@@ -72,6 +72,8 @@ def read_rows(data: Path, setup: Setup) -> Table:
             header = [name.strip() for name in next(reader, [])]
             places = _places(header, setup.columns, data)
             rows = [row for row in reader if row]
+    except FileNotFoundError as error:
+        raise DataError(f"{data}: no such file; check the path") from error
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{data}: cannot be read as UTF-8 CSV ({error}); expected commas and a header line") from error
     for number, row in enumerate(rows, 1):

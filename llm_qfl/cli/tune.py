@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from llm_qfl.federation.config import RunConfig, Scalar, default_run_config
 from llm_qfl.federation.errors import ConfigError
@@ -19,16 +19,13 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 Say = Callable[[str], None]
-Suggest = Callable[["Trial"], Scalar]
 
-KEYS = ("quantum.layers", "quantum.readout", "training.learning-rate", "training.steps", "training.l2")
-RANGES = {
-    "quantum.layers": "1 to 6",
-    "quantum.readout": "scale, scale-bias, linear",
-    "training.learning-rate": "0.01 to 0.3, by ratio",
-    "training.steps": "5 to 30",
-    "training.l2": "1e-6 to 1e-1, by ratio",
+CHOICES: dict[str, tuple[Scalar, ...]] = {
+    "quantum.readout": ("scale", "scale-bias", "linear"),
+    "training.l2": (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
 }
+BOUNDS = {"quantum.layers": (1.0, 6.0), "training.learning-rate": (0.01, 0.3), "training.steps": (5.0, 30.0)}
+KEYS = ("quantum.layers", "quantum.readout", "training.learning-rate", "training.steps", "training.l2")
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,17 @@ def run_tuning(overrides: Sequence[str], *, sites: int, trials: int, search: Seq
     base = parse_overrides(overrides)
     config = RunConfig.from_run_config(base)
     keys = search_keys(config, search)
-    study = _study(config.server.seed, {key: config.flat()[key] for key in keys})
+    given = {key: config.flat()[key] for key in keys}
+    study = _study(config.server.seed, given)
     rows = f"validation rows ({config.data.validation}); test rows ({config.data.test}) are not scored"
     say(f"tuning {', '.join(keys)} on {rows}")
     say(f"{'trial':>5} {'loss':>8} {'accuracy':>9} {'evaluations':>12}  configuration")
 
     def objective(trial: Trial) -> float:
-        values = {key: suggest(trial, key) for key in keys}
+        values = {key: suggest(trial, key, given[key]) for key in keys}
         outcome = validate({**base, **values}, sites)
         trial.set_user_attr("evaluations", outcome.evaluations)
+        trial.set_user_attr("values", values)
         shown = " ".join(f"{key}={_short(value)}" for key, value in values.items())
         say(f"{trial.number:>5} {outcome.loss:>8.4f} {outcome.accuracy:>9.3f} {outcome.evaluations:>12,}  {shown}")
         return outcome.loss
@@ -111,8 +110,7 @@ def search_keys(config: RunConfig, search: Sequence[str] | None) -> tuple[str, .
     """
     wrong = [key for key in search or () if key not in KEYS]
     if wrong:
-        listed = "; ".join(f"{key} ({text})" for key, text in RANGES.items())
-        raise ConfigError([f"--search: {key} has no range; expected one of {listed}" for key in wrong])
+        raise ConfigError([f"--search: {key} has no range; expected some of {', '.join(KEYS)}" for key in wrong])
     if search:
         return tuple(key for key in KEYS if key in search)
     keys = [key for key in KEYS if key != "quantum.layers" or config.quantum.circuit != "qcnn"]
@@ -121,17 +119,18 @@ def search_keys(config: RunConfig, search: Sequence[str] | None) -> tuple[str, .
     return tuple(keys)
 
 
-def suggest(trial: Trial, key: str) -> Scalar:
-    """A value of a key from its range."""
-    if key == "quantum.layers":
-        return trial.suggest_int(key, 1, 6)
-    if key == "quantum.readout":
-        return str(trial.suggest_categorical(key, ("scale", "scale-bias", "linear")))
-    if key == "training.steps":
-        return trial.suggest_int(key, 5, 30)
-    low, high = (0.01, 0.3) if key == "training.learning-rate" else (1e-6, 1e-1)
-    # Three digits: what is printed is what was run.
-    return float(f"{trial.suggest_float(key, low, high, log=True):.3g}")
+def suggest(trial: Trial, key: str, given: Scalar) -> Scalar:
+    """A value of a key from its range, which takes in the given one."""
+    if key in CHOICES:
+        choices = [*CHOICES[key], *([] if given in CHOICES[key] else [given])]
+        return cast(Scalar, trial.suggest_categorical(key, choices))
+    low, high = BOUNDS[key]
+    if isinstance(given, int):
+        return trial.suggest_int(key, min(int(low), given), max(int(high), given))
+    start = float(given)
+    value = trial.suggest_float(key, min(low, start), max(high, start), log=True)
+    # Three digits, so that what is printed is what was run; the given value stays as it is.
+    return start if value == start else float(f"{value:.3g}")
 
 
 def validate(run_config: dict[str, Scalar], sites: int) -> Outcome:
@@ -178,16 +177,14 @@ def validate(run_config: dict[str, Scalar], sites: int) -> Outcome:
     return Outcome(scores.loss, scores.accuracy, evaluations)
 
 
-def _study(seed: int, first: dict[str, Scalar]) -> Study:
+def _study(seed: int, given: dict[str, Scalar]) -> Study:
     try:
         import optuna
     except ImportError as error:
         raise ConfigError("tune needs Optuna; install it with pip install 'llm-qfl[server]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=seed))
-    # l2 = 0 lies outside a range by ratio; its lowest value is as good as none.
-    start: dict[str, Any] = {key: max(value, 1e-6) if key == "training.l2" else value for key, value in first.items()}  # type: ignore[type-var]
-    study.enqueue_trial(start, skip_if_exists=True)
+    study.enqueue_trial(given)
     return study
 
 
@@ -195,9 +192,7 @@ def _say_best(study: Study, base: dict[str, Scalar], sites: int, say: Say) -> st
     from server_app.book import command_line
 
     best = study.best_trial
-    values: dict[str, Scalar] = {
-        key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in best.params.items()
-    }
+    values: dict[str, Scalar] = best.user_attrs["values"]
     command = command_line(RunConfig.from_run_config({**base, **values}), sites, simulated=True)
     first = study.trials[0].user_attrs["evaluations"]
     say("")

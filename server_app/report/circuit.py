@@ -5,6 +5,7 @@ Own drawing, because Qiskit's (matplotlib) knows neither the page's colours nor 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +89,12 @@ def load_circuit(path: Path) -> QuantumCircuit:
         RunFolderError: not a QPY file.
     """
     from qiskit import qpy
-    from qiskit.qpy.exceptions import QpyError
+    from qiskit.exceptions import QiskitError
 
     try:
         with open(path, "rb") as file:
             loaded = qpy.load(file)
-    except (OSError, QpyError, ValueError) as error:
+    except (OSError, EOFError, QiskitError, ValueError, struct.error) as error:
         raise RunFolderError(f"{path}: not a circuit ({error}); run again or restore the folder") from error
     circuit: QuantumCircuit = loaded[0]
     # Library circuits (ZZFeatureMap, RealAmplitudes) sit inside as one block.
