@@ -76,7 +76,7 @@ def network_readout(circuit: QuantumCircuit) -> tuple[int, ...]:
     """The qubits whose bits make the integers that `SamplerQNN` interprets, lowest bit first.
 
     All qubits where nothing is measured (in the order before transpilation, where the circuit was transpiled); else
-    the register `meas`, else all registers, the first one lowest.
+    the register `meas`, else all registers, the first one lowest. A bit that is not measured does not count.
 
     Raises:
         CircuitError: the circuit has classical bits, but nothing is measured into the registers that count.
@@ -87,8 +87,8 @@ def network_readout(circuit: QuantumCircuit) -> tuple[int, ...]:
         return tuple(circuit.layout.final_index_layout(filter_ancillas=True))
     places = registers(circuit)
     chosen = [place for place in places if place.name == "meas"] or places
-    qubits = tuple(qubit for place in chosen for qubit in place.qubits)
-    if all(qubit == UNMEASURED for qubit in qubits):
+    qubits = tuple(qubit for place in chosen for qubit in place.qubits if qubit != UNMEASURED)
+    if not qubits:
         raise CircuitError(
             f"circuit {circuit.name!r} has classical bits, but no final measurement into its registers: add the "
             "measurements, or remove the classical bits to have all qubits measured"
@@ -102,17 +102,14 @@ def remeasured(bare: QuantumCircuit, qubits: tuple[int, ...]) -> QuantumCircuit:
     out.global_phase = bare.global_phase
     for item in bare.data:
         out.append(item.operation, [bare.find_bit(q).index for q in item.qubits])
-    for bit, qubit in enumerate(qubits):
-        if qubit != UNMEASURED:
-            out.measure(qubit, bit)
+    out.measure(qubits, range(len(qubits)))
     return out
 
 
 def measured_keys(qubits: tuple[int, ...], num_qubits: int) -> INDEX:
-    """The integer that a register reads for every basis state, shape `(2**num_qubits,)`; bit i is `qubits[i]`."""
+    """The integer measured in every basis state, shape `(2**num_qubits,)`; its bit i is that of `qubits[i]`."""
     states = np.arange(2**num_qubits, dtype=np.int64)
     keys = np.zeros_like(states)
     for bit, qubit in enumerate(qubits):
-        if qubit != UNMEASURED:
-            keys |= (states >> qubit & 1) << bit
+        keys |= (states >> qubit & 1) << bit
     return keys

@@ -64,9 +64,12 @@ def points(network: Network, inputs: FLOAT | None, weights: FLOAT | None) -> tup
     rows = np.zeros((1, 0)) if inputs is None else inputs
     vector = np.zeros(0) if weights is None else weights
     if rows.shape[1] != network.num_inputs:
-        raise CircuitError(f"the network has {network.num_inputs} inputs, got {rows.shape[1]} values per sample")
+        raise CircuitError(
+            f"the network has {network.num_inputs} inputs, got {rows.shape[1]} per sample: pass input_data of shape "
+            f"(samples, {network.num_inputs})"
+        )
     if len(vector) != network.num_weights:
-        raise CircuitError(f"the network has {network.num_weights} weights, got {len(vector)}")
+        raise CircuitError(f"the network has {network.num_weights} weights, got {len(vector)}: pass them as weights")
     return rows, vector
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -246,10 +247,11 @@ def class_table(
 
 def _flat_index(key: int, interpret: Callable[[int], int | tuple[int, ...]], shape: tuple[int, ...]) -> int:
     found = interpret(key)
-    index = tuple(int(i) for i in found) if isinstance(found, Iterable) else (int(found),)
-    if len(index) != len(shape) or any(not -size <= i < size for i, size in zip(index, shape, strict=True)):
+    index = tuple(found) if isinstance(found, Iterable) else (found,)
+    whole = all(isinstance(i, Integral) for i in index)
+    if not whole or len(index) != len(shape) or any(not -n <= i < n for i, n in zip(index, shape, strict=True)):
         raise CircuitError(
             f"interpret({key}) gives {found!r}, which is no index into output_shape {shape}: "
             "return one integer per dimension, or change output_shape"
         )
-    return int(np.ravel_multi_index(tuple(i % size for i, size in zip(index, shape, strict=True)), shape))
+    return int(np.ravel_multi_index(tuple(i % n for i, n in zip(index, shape, strict=True)), shape))
