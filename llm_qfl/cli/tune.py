@@ -126,9 +126,9 @@ def suggest(trial: Trial, key: str, given: Scalar) -> Scalar:
         return cast(Scalar, trial.suggest_categorical(key, choices))
     low, high = BOUNDS[key]
     if isinstance(given, int):
-        return trial.suggest_int(key, min(int(low), given), max(int(high), given))
+        return int(trial.suggest_int(key, min(int(low), given), max(int(high), given)))
     start = float(given)
-    value = trial.suggest_float(key, min(low, start), max(high, start), log=True)
+    value = float(trial.suggest_float(key, min(low, start), max(high, start), log=True))
     # Three digits, so that what is printed is what was run; the given value stays as it is.
     return start if value == start else float(f"{value:.3g}")
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from llm_qfl.federation.errors import RunFolderError
 from server_app.report.charts import svg
-from server_app.report.markup import Child, count, join, section, tag
+from server_app.report.markup import MINUS, Child, count, join, section, tag
 from server_app.report.run import Run
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROW, GAP, LINE_WIDTH = 44.0, 10.0, 1080.0
 FACTS = {"gates": "gates with weights (G)", "parameters": "parameters, readout included"}
+MOST_LETTERS = 26
 MOST_GATES = 1500  # beyond, a drawing says nothing
 NAME = {"rx": "RX", "ry": "RY", "rz": "RZ", "p": "P", "u": "U", "cz": "CZ", "cp": "CP", "sdg": "S†"}
 
@@ -45,11 +46,16 @@ class Gate:
     kind: str
 
     @property
+    def label(self) -> str:
+        """The angles, cut where they are too long."""
+        return self.text if len(self.text) <= MOST_LETTERS else self.text[: MOST_LETTERS - 1] + "…"
+
+    @property
     def width(self) -> float:
         """Pixels."""
         if self.name in ("cx", "cz", "swap", "barrier"):
             return 22.0
-        return max(34.0, 6.2 * len(self.text) + 10, 9.0 * len(self.name) + 10)
+        return max(34.0, 6.2 * len(self.label) + 10, 9.0 * len(self.name) + 10)
 
 
 def circuit_section(run: Run) -> Markup:
@@ -118,7 +124,7 @@ def read_gate(circuit: QuantumCircuit, item: CircuitInstruction) -> Gate | None:
     data = {name for name in parameters if is_input(name)}
     kind = "fixed" if not parameters else "mixed" if data and parameters - data else "data" if data else "weight"
     text = ", ".join(_angle(p) for p in item.operation.params)
-    return Gate(item.operation.name, qubits, text if len(text) <= 26 else text[:25] + "…", kind)
+    return Gate(item.operation.name, qubits, text, kind)
 
 
 def is_input(name: str) -> bool:
@@ -199,18 +205,22 @@ def _gate(gate: Gate, middle: float) -> Markup:
     box = {"x": middle - gate.width / 2, "y": top - 16, "width": gate.width, "height": low - top + 32}
     name = NAME.get(gate.name, gate.name.upper() if len(gate.name) < 3 else gate.name)
     center = (top + low) / 2
-    parts = [tag("rect", class_=f"gate g-{gate.kind}", rx=4.0, **box)]
+    words = tag("title", f"{name}({gate.text})") if gate.text else None
+    parts = [tag("rect", words, class_=f"gate g-{gate.kind}", rx=4.0, **box)]
     parts.append(tag("text", name, x=middle, y=center + (-1 if gate.text else 4), text_anchor="middle", class_="name"))
     if gate.text:
-        parts.append(tag("text", gate.text, x=middle, y=center + 11, text_anchor="middle", class_="angle"))
+        parts.append(tag("text", gate.label, x=middle, y=center + 11, text_anchor="middle", class_="angle"))
     if len(gate.qubits) > 1:
         parts += [tag("circle", class_="control", cx=middle - gate.width / 2, cy=_wire(q), r=2.5) for q in gate.qubits]
     return join(parts)
 
 
 def _angle(value: object) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    for old, new in (("theta", "θ"), ("[", ""), ("]", ""), ("*", "·"), (" ", ""), ("-", "\N{MINUS SIGN}")):
+    """An angle in few letters: numbers as multiples of pi where they are."""
+    from qiskit.circuit.tools import pi_check
+
+    text: str = pi_check(value, ndigits=3, output="text")
+    for old, new in (("theta", "θ"), ("pi", "π"), ("[", ""), ("]", ""), ("*", "·"), (" ", ""), ("-", MINUS)):
         text = text.replace(old, new)
     return text
 

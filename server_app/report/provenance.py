@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 
 from markupsafe import Markup
@@ -47,10 +48,12 @@ GLOSSARY = (
 def reproduce(run: Run) -> Markup:
     """The command that repeats the run, and the one that uses the model."""
     command = run.about.get("command")
+    output = (run.about.get("config") or {}).get("server.output")
+    where = f"{output}/{run.folder.name}" if output else run.folder.name
     parts: list[Child] = []
     if command:
         parts.append(_command("Repeat the run", str(command)))
-    parts.append(_command("Predict with its model", f"llm-qfl predict {run.folder.name} data.csv"))
+    parts.append(_command("Predict with its model", f"llm-qfl predict {shlex.quote(where)} data.csv"))
     digest = run.rounds[-1].get("theta_digest") if run.rounds else None
     if digest:
         parts.append(

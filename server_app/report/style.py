@@ -108,7 +108,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 caption{text-align:left;color:var(--soft);font-size:.85rem;padding-bottom:6px}
 th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--line2);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:.82rem;white-space:nowrap;vertical-align:bottom}
-td:first-child{overflow-wrap:anywhere;max-width:24ch}
+td:first-child{overflow-wrap:anywhere;min-width:10ch}
 .n{text-align:right;padding-right:0;padding-left:14px;white-space:nowrap}
 .bars td{vertical-align:middle}
 .bars td:nth-child(2){width:56%}
@@ -173,14 +173,32 @@ header{padding-top:30px}
 .panels{grid-template-columns:repeat(auto-fill,minmax(150px,1fr))}
 .stackwide{min-width:560px}
 }
-@media print{:root{color-scheme:light}
-body{font-size:11pt;background:#fff}
+@media print{
+:root{color-scheme:light}
+@page{margin:14mm}
+body{font-size:9.5pt;background:#fff}
 nav,.copy,#tip{display:none}
-section{break-inside:auto;padding-top:16px;margin-top:14px}
-figure,.card,.config>div{break-inside:avoid}
-h2{break-after:avoid}
+header{padding-top:0}
 main,header,footer{max-width:none;padding-left:0;padding-right:0}
-pre{white-space:pre-wrap}
+section,section:first-child{padding-top:14px;margin-top:12px}
+h2{break-after:avoid}
+.lead{break-after:avoid}
+figure,.card,.config>div,.glossary>div{break-inside:avoid}
+.cards{break-inside:avoid}
+.card,.ruler{grid-template-columns:130px 84px minmax(150px,1fr) 210px;gap:12px}
+.card .big{text-align:left;font-size:1.4rem}
+.card .interval,.card dl{grid-column:auto}
+.ruler svg{grid-column:3}
+.panels{grid-template-columns:repeat(4,1fr)}
+.small{grid-template-columns:repeat(5,1fr);gap:14px}
+.figures{grid-template-columns:repeat(6,1fr);gap:12px}
+.figures dd{font-size:1.1rem}
+.scroll{overflow:visible}
+table{font-size:7.8pt}
+th{white-space:normal;font-size:7.4pt}
+.n{padding-left:6px}
+td{padding-top:3px;padding-bottom:3px}
+.circuit{min-width:0!important}
 }
 """
 

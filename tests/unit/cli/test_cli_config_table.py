@@ -28,13 +28,15 @@ def copy(tmp_path):
 
 
 def test_each_direction_is_seen(copy):
-    text = copy.read_text(encoding="utf-8")
-    copy.write_text(text.replace("min-rows = 5\n", "min-row = 5\n").replace("rounds = 20\n", "rounds = 20.0\n"))
-    lines = differences(copy)
-    assert lines == [
+    text, given = copy.read_text(encoding="utf-8"), default_run_config()
+    rows, rounds = given["data.min-rows"], given["server.rounds"]
+    copy.write_text(
+        text.replace(f"min-rows = {rows}\n", "min-row = 5\n").replace(f"rounds = {rounds}\n", "rounds = 9.0\n")
+    )
+    assert differences(copy) == [
         "data.min-row: RunConfig has no such key",
-        "data.min-rows: missing, expected 5",
-        "server.rounds: expected 20, got 20.0",
+        f"data.min-rows: missing, expected {rows}",
+        f"server.rounds: expected {rounds}, got 9.0",
     ]
     with pytest.raises(ConfigError, match="llm-qfl config-table --write"):
         check_table(copy)

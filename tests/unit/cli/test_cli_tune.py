@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import server_app.session as session
 from llm_qfl.cli.main import app
 from llm_qfl.cli.tune import KEYS, parse_overrides, run_tuning, search_keys, validate
-from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.errors import ConfigError
 from simulation.grid import InMemoryGrid
 from simulation.run import run_federation
@@ -51,7 +51,9 @@ def test_the_same_seed_searches_the_same_and_the_first_trial_is_as_given():
         search = ["training.learning-rate", "quantum.readout"]
         run_tuning([TEXT], sites=2, trials=3, search=search, say=said.append)
     assert first == second
-    assert "quantum.readout=scale training.learning-rate=0.1" in first[2]
+    given = default_run_config()
+    assert f"quantum.readout={given['quantum.readout']}" in first[2]
+    assert f"training.learning-rate={given['training.learning-rate']}" in first[2]
 
 
 def test_the_printed_line_is_a_run_config_that_loads():
