@@ -111,7 +111,7 @@ class QuantumConfig(Section):
     """Qubits, one feature each."""
     layers: PositiveInt = 3
     """Layers of `reuploading`, repetitions of `zz-real-amplitudes`' ansatz."""
-    readout: Literal["scale", "scale-bias", "linear", "parity", "bit"] = "scale"
+    readout: Literal["scale", "scale-bias", "linear", "parity", "bit"] = "linear"
     """How expectation values become class probabilities."""
     backend: str = "exact"
     """Where circuits run."""
@@ -126,13 +126,13 @@ class TrainingConfig(Section):
     """The local optimizer; it always starts at the received vector."""
     steps: PositiveInt = 10
     """Local optimizer steps a round. An Adam step costs 2G+1 evaluations, an SPSA step 2, a COBYLA step 1."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """Step size of Adam, first step of SPSA, initial trust region of COBYLA."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate over the rounds."""
     batch_size: Annotated[int, Field(ge=0)] = 0
     """Rows per step; 0 takes all."""
-    l2: Annotated[float, Field(ge=0)] = 0.0
+    l2: Annotated[float, Field(ge=0)] = 0.001
     """Weight of theta's squared norm in the training loss (QNN and baselines)."""
 
 

@@ -5,8 +5,6 @@ import itertools
 
 import numpy as np
 import pytest
-from llm_qfl.quantum.model import get_model
-from llm_qfl.quantum.training import round_budget, train
 
 from client_app import round as client_round
 from client_app.data import site_partition, site_rows
@@ -15,6 +13,8 @@ from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import GlobalState, Partition, RoundPlan, Rows
+from llm_qfl.quantum.model import get_model
+from llm_qfl.quantum.training import round_budget, train
 from server_app.rows import server_rows
 from simulation.run import run_federation
 
@@ -54,7 +54,8 @@ def test_the_first_evaluated_point_is_the_received_vector(run):
             state = aggregate(state, run.finished.rounds[number - 1].reports)
         for report in closed.reports:
             rows = parts[report.site].train
-            expected = opened.model.loss(state.theta, rows.x, rows.y)
+            penalty = opened.config.training.l2 * float(state.theta @ state.theta)
+            expected = opened.model.loss(state.theta, rows.x, rows.y) + penalty
             assert report.train_loss_first == pytest.approx(expected, abs=1e-12)
 
 

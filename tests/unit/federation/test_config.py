@@ -36,7 +36,7 @@ def test_every_problem_is_reported_at_once_and_a_near_key_is_offered():
         ({"quantum.qubits": 1}, "quantum.qubits"),
         ({"quantum.backend": "moon"}, "quantum.backend"),
         ({"data.classes": "a,b,c", "quantum.readout": "parity"}, "quantum.readout"),
-        ({"data.classes": "a,b,c,d,e"}, "quantum.readout"),
+        ({"data.classes": "a,b,c,d,e", "quantum.readout": "scale"}, "quantum.readout"),
         ({"training.optimizer": "cobyla", "training.batch-size": 8}, "training.batch-size"),
         ({"server.rounds": True}, "server.rounds"),
         ({"server.fraction": 0.0}, "server.fraction"),
@@ -66,6 +66,6 @@ def test_the_digest_changes_with_what_changes_numbers_and_with_nothing_else():
 
 
 def test_readouts_that_cannot_tell_the_classes_apart():
-    quantum = RunConfig.from_run_config({"quantum.circuit": "qcnn"}).quantum
+    quantum = RunConfig.from_run_config({"quantum.circuit": "qcnn", "quantum.readout": "scale"}).quantum
     assert readout_problems(quantum, 2) == []
     assert "quantum.readout" in readout_problems(quantum, 3)[0]
