@@ -105,7 +105,9 @@ def _scored(run: Run) -> str:
             "On the sites' own validation rows, summed over the sites" + some + ". A round's replies score the vector "
             "that was sent, so the point at t rounds comes with round t+1, and the last one with the final exchange."
         )
-    return f"On validation rows of the server ({run.about.get('validation_source')}), after each round's average."
+    source = str(run.about.get("validation_source"))
+    where = "held out of the pool" if source == "server" else f"from {source}"
+    return f"On validation rows that the server holds ({where}), after each round's average."
 
 
 def _round_table(run: Run) -> Markup:

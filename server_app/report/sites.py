@@ -93,7 +93,7 @@ def _panels(run: Run, history: dict[str, History]) -> Markup:
         c[k] for h in history.values() for _, c in h for k in ("received_loss", "trained_loss") if c.get(k) is not None
     ]
     if not losses:
-        return tag("p", "No site holds validation rows.", class_="empty")
+        return tag("p", "No accepted reply holds scores on validation rows.", class_="empty")
     frame_y = y_range(losses, floor=0.0)
     last = max((int(line["round"]) for line in run.rounds), default=1)
     frame = Frame((1, last), frame_y, width=230, height=128, left=34, bottom=20)
