@@ -106,6 +106,7 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
         self._keys = measured_keys(key_qubits, circuit.num_qubits)
         self._bare = without_measurements(self._circuit)
         self._circuit: QuantumCircuit = remeasured(self._bare, key_qubits)
+        self._all_probabilities()  # a circuit that cannot be simulated is refused now; `interpret` may still be set
 
     @property
     def sampler(self) -> ExactSampler:
@@ -164,6 +165,11 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
             self._engine = self._compiled(self._class_table(), self._num_outputs + 1)
         return self._engine
 
+    def _all_probabilities(self) -> ExactEngine:
+        if self._distribution is None:
+            self._distribution = self._compiled()
+        return self._distribution
+
     def _class_table(self) -> INDEX:
         if self._classes is None:
             self._classes = class_table(self._keys, self._interpret, self._output_shape, 2**self.num_virtual_qubits)
@@ -173,12 +179,11 @@ class ExactSamplerQNN(SamplerQNN):  # type: ignore[misc]  # qiskit-machine-learn
         """Probability of every output and of the rest, shape `(N, outputs + 1)`."""
         if self._num_outputs <= _MANY_OUTPUTS:
             return self._exact().expectations(rows, vector)
-        if self._distribution is None:
-            self._distribution = self._compiled()
+        engine = self._all_probabilities()
         step = rows_at_once(self._bare.num_qubits, self._settings["memory_budget"])
         values = np.zeros((len(rows), self._num_outputs + 1))
         for start in range(0, len(rows), step):
-            exact = self._distribution.probabilities(rows[start : start + step], vector)
+            exact = engine.probabilities(rows[start : start + step], vector)
             np.add.at(values[start : start + step].T, self._class_table(), exact.T)
         return values
 
