@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
@@ -29,8 +29,19 @@ _NO_CLOUD = {f"http://{host}_proxy": _NOWHERE for host in ("169.254.169.254", "m
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_LOG = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*(.*)")
+_RAY_ACTOR = re.compile(r"\(\w+ pid=\d+\) ?")  # a simulated site's process
 _RAY_INFO = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO \S+:\d+ -- ")
-_KNOWN = "default simulated SuperNodes changed"  # a warning at every start, and the number is given
+_KNOWN = ("default simulated SuperNodes changed", "Manually terminating ClientAppActor")  # warnings of every run
+# Said of every run by the `flwr` command, or of every failure around the message proper.
+_CHATTER = (
+    "Using SuperLink",
+    "Successfully started run",
+    "Successfully installed",
+    "error: Simulation raised an exception",
+    "error: Exit Code:",
+    "An unhandled exception occurred when running the simulation",
+    "For more information, visit: <https://flower.ai",
+)
 
 
 def project_folder() -> Path:
@@ -70,6 +81,7 @@ def environment(home: Path, project: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, named so that it does not warn
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "LLM_QFL_PROJECT": str(project),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
@@ -147,14 +159,15 @@ def check_overrides(text: str) -> None:
     RunConfig.from_run_config({**default_run_config(), **given})
 
 
-def readable(lines: Iterator[str]) -> Iterator[str]:
+def readable(lines: Iterable[str]) -> Iterator[str]:
     """Flower's log without its noise: the app's lines, warnings and errors.
 
     No colours, no prefixes; of a traceback the exception, whose frames are for the log file.
     """
     in_traceback = False
     for raw in lines:
-        line = _COLOUR.sub("", raw.rstrip("\n")).rstrip()
+        plain = _COLOUR.sub("", raw.rstrip("\n")).rstrip()
+        line = _RAY_ACTOR.sub("", plain, count=1)
         if line == "Traceback (most recent call last):":
             in_traceback = True
             continue
@@ -162,11 +175,12 @@ def readable(lines: Iterator[str]) -> Iterator[str]:
             continue
         in_traceback = False
         found = _OWN_LOG.match(line)
-        if found is None:
-            if not _RAY_INFO.match(line):
-                yield line
-        elif found[1] in ("ERROR", "CRITICAL") or (found[1] == "WARNING" and _KNOWN not in found[2]):
-            yield f"{found[1].lower()}: {found[2]}"
+        if found is not None:
+            if found[1] in ("DEBUG", "INFO") or any(known in found[2] for known in _KNOWN):
+                continue
+            line = f"{found[1].lower()}: {found[2]}"
+        if not _RAY_INFO.match(line) and not line.startswith(_CHATTER):
+            yield f"at a site: {line}" if found and plain.startswith("(") else line
 
 
 def run_id_of(line: str) -> str | None:

@@ -27,6 +27,7 @@ from llm_qfl.cli.processes import Interrupted, Processes, signals_raise
 from llm_qfl.federation.errors import FederationError, LlmQflError
 
 KEPT_LOGS = 20
+OWN_ERRORS = "llm_qfl.federation.errors."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +73,10 @@ def simulate(project: Path, sites: int, config: str) -> Path:
     home = project / ".flwr"
     logs = new_log_folder(home)
     with Processes(logs, environment(home, project), project) as processes:
-        print(f"starting Flower's simulation of {sites} sites, logs in {logs.relative_to(project)} ...", flush=True)
+        print(
+            f"starting Flower's simulation of {sites} sites (some 20 s), logs in {logs.relative_to(project)}",
+            flush=True,
+        )
         start_superlink(processes, simulation=True)
         federation = f"num-supernodes={sites} client-resources-num-cpus=1"
         command = run_command(app_folder(project), config, federation)
@@ -115,17 +119,14 @@ def follow(child: Popen[str], log: Path) -> tuple[str | None, Path | None]:
                 run_id = run_id or run_id_of(line)
                 yield line
 
+    failed = False
     for line in readable(kept()):
         if line.startswith("/") and os.path.isdir(line):  # unlike Path.is_dir, false for any text
             folder = Path(line)
-        elif not _from_cli(line):
+        elif not (failed and line.startswith(OWN_ERRORS)):  # the app has said it better
             print(line, flush=True)
+        failed = failed or line.startswith("the run failed:")
     return run_id, folder
-
-
-def _from_cli(line: str) -> bool:
-    """Lines of the `flwr` command itself, of no use to the reader."""
-    return line.startswith(("Successfully started run", "Successfully installed", "Using SuperLink"))
 
 
 if __name__ == "__main__":
