@@ -45,6 +45,7 @@ class Batch:
     blocks: int
     shared: FLOAT
     sample: NDArray[Any]
+    shared_half: FLOAT
     half_angles: tuple[NDArray[Any], NDArray[Any]]
     tables: NDArray[Any]
     slopes: list[tuple[int, list[FLOAT]]]
@@ -133,8 +134,9 @@ class Sweeper:
             blocks,
             shared,
             sample if self.dtype == np.float64 else sample.astype(self.dtype),
+            shared_half,
             half,
-            self._phase_tables(shared_half),
+            self.phase_tables(shared_half),
             [(i, f.derivatives(inputs, weights)) for i, f in enumerate(tape.functions)] if slopes else [],
         )
 
@@ -145,7 +147,8 @@ class Sweeper:
         np.sin(flat, out=out[1])
         return out.ravel().astype(self.dtype, copy=False)
 
-    def _phase_tables(self, shared_half: FLOAT) -> NDArray[Any]:
+    def phase_tables(self, shared_half: FLOAT) -> NDArray[Any]:
+        """Cosines and negative sines of the phases that all samples share: (table, 2 * rows)."""
         if not self.tape.shared_tables:
             return np.zeros((1, 2), self.dtype)
         sums = np.empty((self.tape.shared_tables, self.size))
@@ -173,7 +176,7 @@ class Sweeper:
         Columns are the wanted ones of weights, inputs, functions, in this order.
         """
         tape = self.tape
-        columns, width = self._columns(wanted)
+        columns, width = self.columns(wanted)
         first_step, source = 0, np.zeros(0, self.dtype)
         if self._encodes and not wanted & INPUTS:
             kept = self._encoded(batch, inputs)
@@ -198,7 +201,8 @@ class Sweeper:
         run_shares(share, batch.blocks, self._shares(batch))
         return values, gradients
 
-    def _columns(self, wanted: int) -> tuple[NDArray[np.int64], int]:
+    def columns(self, wanted: int) -> tuple[NDArray[np.int64], int]:
+        """Output column of each parameter (-1: not wanted), and their number."""
         tape = self.tape
         roles = [WEIGHTS] * tape.num_weights + [INPUTS] * tape.num_inputs + [WEIGHTS | INPUTS] * len(tape.functions)
         columns = np.full(max(1, tape.num_columns), -1, dtype=np.int64)

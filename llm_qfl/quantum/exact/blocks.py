@@ -4,6 +4,7 @@ A state is a flat array: row r holds LANES real parts at `2 r LANES` and LANES i
 Gates work on a local copy (`buf`) of 2**bits rows, in which the bit of group j is bit j of the local row.
 """
 # mypy: disable-error-code="misc,no-any-return,no-untyped-call,no-untyped-def,untyped-decorator"
+# ruff: noqa: ANN001, ANN201, PLR0913 - numba infers types; kernels take flat tables
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def quaternions(groups, factors, fixed, per_sample, slots, cs, stride, at, coef,
 
 @jit
 def half_angle(factors, f, slots, cs, stride, at, like, tag):
-    """Cosine and sine of half the angle of factor f: `slots` of (shared, per sample), `cs` of both, see `quaternions`."""
+    """Cosine and sine of half the angle of factor f; `slots` and `cs` are pairs of shared and per sample."""
     slot = factors[f, 2]
     if factors[f, 1] == 1:
         return load(cs[1], slot * stride + at, tag), load(cs[1], (slots[1] + slot) * stride + at, tag)

@@ -304,7 +304,7 @@ def _carried_back(q: FLOAT) -> FLOAT:
     sigma = np.array([[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
     u = q[0] * np.eye(2) - 1j * np.einsum("a,aij->ij", q[1:], sigma)
     rotated = np.einsum("ij,ajk,lk->ail", u, sigma, u.conj())
-    return np.einsum("aij,bji->ab", rotated, sigma).real / 2
+    return np.asarray(np.einsum("aij,bji->ab", rotated, sigma).real / 2)
 
 
 def _table(rows: Sequence[Sequence[int]], columns: int) -> INT:

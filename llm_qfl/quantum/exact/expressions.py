@@ -105,7 +105,7 @@ class ExpressionTable:
     def __init__(self, input_parameters: Sequence[Parameter], weight_parameters: Sequence[Parameter]) -> None:
         self._where: dict[Parameter, tuple[bool, int]] = {p: (False, i) for i, p in enumerate(weight_parameters)}
         for i, parameter in enumerate(input_parameters):
-            if parameter in self._where:
+            if self._where.get(parameter, (True, 0))[0] is False:
                 raise CircuitError(f"parameter {parameter.name!r} is both an input and a weight: give it one role")
             self._where[parameter] = (True, i)
         if len(self._where) != len(input_parameters) + len(weight_parameters):
@@ -167,7 +167,7 @@ class ExpressionTable:
                     result[monomial] = _real(curve) * (0.5 if p == q else 1.0)
         except (ZeroDivisionError, CircuitError):  # no value at zero, such as 1/x: no polynomial
             return None
-        except Exception as error:  # noqa: BLE001 - qiskit has no narrower class for what it cannot derive
+        except Exception as error:
             raise CircuitError(f"cannot differentiate the angle {expression}: {error}") from error
         return result if self._agrees(expression, result, at) else None
 

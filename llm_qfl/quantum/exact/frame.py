@@ -1,9 +1,9 @@
 """The index frame: permutations of basis states that cost nothing.
 
 A basis state `b` of the circuit (bit q = qubit q) lies at row `r = A b` of the state array, A invertible over GF(2).
-CX and SWAP change A and move no amplitude; X flips a qubit's *sign*. In a frame, a gate on qubit q pairs the rows `r` and
-`r ^ x[q]`; the qubit's bit at row r is `parity(z[q] & r) ^ flipped[q]`. (Columns of A, rows of its inverse: the
-stabilizer tableau of a CNOT circuit, Aaronson and Gottesman, Phys. Rev. A 70, 052328.)
+CX and SWAP change A and move no amplitude; X flips a qubit's *sign*. A gate on qubit q pairs the rows `r` and `r ^
+x[q]`; the qubit's bit at row r is `parity(z[q] & r) ^ flipped[q]`. (Columns of A, rows of its inverse: the stabilizer
+tableau of a CNOT circuit, Aaronson and Gottesman, Phys. Rev. A 70, 052328.)
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import pi, sqrt
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from llm_qfl.federation.errors import CircuitError
 from llm_qfl.quantum.exact.expressions import ExpressionTable, Polynomial, scaled
 from llm_qfl.quantum.exact.schedule import Schedule, X, Y, Z
 
-Number = ParameterExpression | float
-Rule = Callable[["Reader", Sequence[Number], Sequence[int]], None]
+Number: TypeAlias = ParameterExpression | float
+Rule: TypeAlias = Callable[["Reader", Sequence[Number], Sequence[int]], None]
 
 _TOLERANCE = 1e-9
 _MAX_DEPTH = 64

@@ -6,6 +6,7 @@ walk back through the circuit; a fused 2x2 group yields the gradients of all its
 Im <bra|X, Y, Z|ket>, carried from factor to factor by plane rotations.
 """
 # mypy: disable-error-code="misc,no-any-return,no-untyped-call,no-untyped-def,untyped-decorator"
+# ruff: noqa: ANN001, ANN201, PLR0913, C901 - numba infers types; kernels take flat tables
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from llm_qfl.quantum.exact.blocks import (
     rotate_back,
     scatter,
 )
-from llm_qfl.quantum.exact.lanes import fill, load, splat, store, zeros
+from llm_qfl.quantum.exact.lanes import fill, load, store, zeros
 
 VALUES, JACOBIAN, VECTOR = 0, 1, 2
 
@@ -122,10 +123,11 @@ def start(ket, size, source, block, tag):
 
 
 @entry
-def evolve(tag, blocks, steps_range, size, tape, factors, fixed, slots, cs, stride, counts, tables, source, target, work):
+def evolve(tag, blocks, steps_range, size, tape, factors, fixed, slots, cs, stride, counts, tables, source, target,
+           work):
     """States after a range of steps, written to `target` (flat, a block behind the other)."""
     buf, coef, sines = work
-    steps, groups, terms, rows = tape
+    _, groups, terms, _ = tape
     lanes = len(tag)
     quaternions(groups, factors, fixed, 0, slots, cs, stride, 0, coef, 0, tag)
     for block in range(blocks[0], blocks[1]):
@@ -144,11 +146,14 @@ def group_gradients(g, groups, factors, fixed, roles, mode, slots, cs, stride, a
     for f in range(groups[g, 3] + groups[g, 4] - 1, groups[g, 3] - 1, -1):
         axis, slot, gradient = factors[f, 0], factors[f, 2], factors[f, 3]
         if axis == 3:
-            a0, a1, a2 = fill(grad, fixed[slot, 4], tag), fill(grad, fixed[slot, 5], tag), fill(grad, fixed[slot, 6], tag)
-            b0, b1, b2 = fill(grad, fixed[slot, 7], tag), fill(grad, fixed[slot, 8], tag), fill(grad, fixed[slot, 9], tag)
-            c0, c1, c2 = (fill(grad, fixed[slot, 10], tag), fill(grad, fixed[slot, 11], tag),
-                          fill(grad, fixed[slot, 12], tag))
-            x, y, z = a0 * x + a1 * y + a2 * z, b0 * x + b1 * y + b2 * z, c0 * x + c1 * y + c2 * z
+            x, y, z = (
+                fill(grad, fixed[slot, 4], tag) * x + fill(grad, fixed[slot, 5], tag) * y
+                + fill(grad, fixed[slot, 6], tag) * z,
+                fill(grad, fixed[slot, 7], tag) * x + fill(grad, fixed[slot, 8], tag) * y
+                + fill(grad, fixed[slot, 9], tag) * z,
+                fill(grad, fixed[slot, 10], tag) * x + fill(grad, fixed[slot, 11], tag) * y
+                + fill(grad, fixed[slot, 12], tag) * z,
+            )
             continue
         if gradient >= 0 and roles[gradient] & mode:
             to = grad_at + gradient * lanes
@@ -167,7 +172,7 @@ def group_gradients(g, groups, factors, fixed, roles, mode, slots, cs, stride, a
 def backward_pass(ket, bras, count, size, tape, step, apply, factors, fixed, roles, mode, slots, cs, stride, at, coef,
                   shared_groups, buf, bra_buf, sums, grad, grad_width, tag):
     """One pass backwards: the three numbers of every group and bra, then the inverse gates where `apply`."""
-    steps, groups, terms, rows = tape
+    steps, groups, _, rows = tape
     lanes = len(tag)
     first, num = steps[step, 3], steps[step, 4]
     local, rows_local = steps[step, 5], 1 << steps[step, 2]
@@ -236,7 +241,7 @@ def sweep(tag, mode, wanted, blocks, samples, first_step, last_layer, size, tape
     diagonal, diagonal_of, off, off_coef, off_range = readout
     out_bra, out_scale, out_offset = outputs
     values, gradients = results
-    steps, groups, terms, rows = tape
+    steps, groups, terms, _ = tape
     lanes = len(tag)
     num_bras, num_out, width = len(diagonal_of), len(out_bra), gradients.shape[2]
     block_width, grad_width = size * 2 * lanes, len(roles) * lanes
@@ -314,7 +319,7 @@ def sweep(tag, mode, wanted, blocks, samples, first_step, last_layer, size, tape
 def combine(ket, bras, size, readout, outputs, cotangent, at, inside, scratch, num_bras, tag):
     """The one bra of a vector-Jacobian product: sum over outputs of cotangent * scale * O|ket>, a lane each."""
     diagonal, diagonal_of, off, off_coef, off_range = readout
-    out_bra, out_scale, out_offset = outputs
+    out_bra, out_scale, _ = outputs
     lanes = len(tag)
     width = size * 2 * lanes
     weights = num_bras * lanes

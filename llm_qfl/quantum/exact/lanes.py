@@ -6,6 +6,7 @@ instructions, which the code generator cuts to what the processor has (two AVX2 
 The number of lanes and the element type are those of a *tag*: a tuple of LANES zeros, known when a kernel is compiled.
 """
 # mypy: disable-error-code="misc,no-any-return,no-untyped-call,untyped-decorator"
+# ruff: noqa: ANN401 - llvmlite and numba extension points are untyped
 
 from __future__ import annotations
 

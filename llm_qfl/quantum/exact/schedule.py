@@ -122,7 +122,7 @@ class Schedule:
             own = [p for p in clash if p.z == z]
             for phase in own:
                 layer.phases.remove(phase)
-            group.factors = [Rotation(Z, phase.angle) for phase in own] + group.factors
+            group.factors = [*(Rotation(Z, phase.angle) for phase in own), *group.factors]
             weighted = weighted or any(self.is_weighted(p.angle) for p in own)
             if len(own) < len(clash):
                 break
