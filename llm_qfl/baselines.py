@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import log_softmax
 
 from llm_qfl.federation.config import BaselinesConfig
 from llm_qfl.federation.types import Array, Arrays, Labels, Rows, Scores
@@ -56,13 +55,11 @@ class Baseline:
 
     def log_probabilities(self, arrays: Arrays, x: Array) -> Array:
         """(N, C), nats."""
-        seen = np.tanh(x @ arrays["w0"] + arrays["b0"]) if self.hidden else x
-        return np.asarray(log_softmax(seen @ arrays["w"] + arrays["b"], axis=1))
+        return self._forward(arrays, x)[1]
 
     def loss_and_gradient(self, arrays: Arrays, x: Array, y: Labels, l2: float) -> tuple[float, dict[str, Array]]:
         """Mean cross-entropy (nats) plus l2 times the squared norm of all arrays, and its gradient."""
-        seen = np.tanh(x @ arrays["w0"] + arrays["b0"]) if self.hidden else x
-        logp = log_softmax(seen @ arrays["w"] + arrays["b"], axis=1)
+        seen, logp = self._forward(arrays, x)
         rows = np.arange(len(y))
         loss = float(-logp[rows, y].mean()) + l2 * sum(float(np.sum(a * a)) for a in arrays.values())
         back = np.exp(logp)
@@ -73,6 +70,13 @@ class Baseline:
             inner = (back @ arrays["w"].T) * (1 - seen * seen)
             gradient |= {"w0": x.T @ inner, "b0": inner.sum(axis=0)}
         return loss, {name: gradient[name] + 2 * l2 * arrays[name] for name in arrays}
+
+    def _forward(self, arrays: Arrays, x: Array) -> tuple[Array, Array]:
+        """What the last layer sees (N, hidden or D), and log-probabilities (N, C)."""
+        seen = np.tanh(x @ arrays["w0"] + arrays["b0"]) if self.hidden else x
+        logits = seen @ arrays["w"] + arrays["b"]
+        logits = logits - logits.max(axis=1, keepdims=True)
+        return seen, np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
 
     def scores(self, arrays: Arrays, rows: Rows) -> Scores:
         """Sums over rows; zeros where there are none."""

@@ -16,11 +16,9 @@ class Backend(Protocol):
 
     Attributes:
         name: as in `quantum.backend`.
-        gradient_sweeps: forward and adjoint sweeps of a simulator in one `pull_back`.
     """
 
     name: str
-    gradient_sweeps: int
 
     def expectations(self, x: Array, weights: Array) -> Array:
         """(N, K) for rows (N, D) at weights (P,)."""
@@ -31,6 +29,13 @@ class Backend(Protocol):
     def pull_back(self, x: Array, weights: Array, cotangent: Callable[[Array], Array]) -> tuple[Array, Array]:
         """(N, K), and the cotangent (N, K) of these values pulled back to the weights (P,), summed over rows."""
 
+    def gradient_sweeps(self, rows: int) -> int:
+        """Sweeps over these rows, forward and adjoint, that a simulator does in one `pull_back`; 0 for a device."""
+
+
+_AMPLITUDES_APART = 2**13
+"""Rows times amplitudes from which a second forward sweep costs less than a bra for each output."""
+
 
 class ExactBackend:
     """The batched exact simulator; nothing is sampled, no noise."""
@@ -38,8 +43,7 @@ class ExactBackend:
     name = "exact"
 
     def __init__(self, circuit: ModelCircuit, precision: str) -> None:
-        self._separate = len(circuit.observables) > 2
-        self.gradient_sweeps = 3 if self._separate else 2
+        self._outputs, self._amplitudes = len(circuit.observables), 2**circuit.circuit.num_qubits
         self._engine = ExactEngine(
             circuit.circuit,
             list(circuit.observables),
@@ -63,13 +67,21 @@ class ExactBackend:
         """See Backend.
 
         A Jacobian takes a bra for each output and gives the values on the way; a product takes one bra in all, but
-        must be told the cotangent, so the values need a sweep of their own. Up to two outputs the first is cheaper.
+        must be told the cotangent, so the values need a sweep of their own. Up to two outputs, and for a handful of
+        rows, the first is cheaper.
         """
-        if self._separate:
+        if self._apart(len(x)):
             values = self.expectations(x, weights)
             return values, self._engine.vjp(x, weights, cotangent(values))[1]
         values, gradient = self.jacobian(x, weights)
         return values, cotangent(values).reshape(-1) @ gradient.reshape(-1, gradient.shape[2])
+
+    def gradient_sweeps(self, rows: int) -> int:
+        """See Backend."""
+        return 3 if self._apart(rows) else 2
+
+    def _apart(self, rows: int) -> bool:
+        return self._outputs > 2 and rows * self._amplitudes >= _AMPLITUDES_APART
 
 
 def make_backend(name: str, circuit: ModelCircuit, *, precision: str) -> Backend:

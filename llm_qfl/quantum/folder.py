@@ -120,7 +120,8 @@ def _read_circuit(path: Path) -> QuantumCircuit:
 
 def _read_weights(path: Path) -> tuple[Array, tuple[str, ...]]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # np.load leaves a file open that it takes for an archive and cannot read
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             if set(arrays.files) != {"theta", "parameter_names"}:
                 raise ValueError(f"expected the arrays theta and parameter_names, got {arrays.files}")
             theta, names = arrays["theta"], arrays["parameter_names"]
@@ -141,6 +142,8 @@ def _model(about: Mapping[str, Any], circuit: QuantumCircuit) -> QNNModel:
         tuple(by_name[name] for name in about["weight_parameters"]),
         tuple(SparsePauliOp.from_list([(label, c) for label, c in terms]) for terms in about["observables"]),
     )
+    if config.readout != "linear" and len(stored.observables) != about["classes"]:
+        raise ValueError(f"{len(stored.observables)} observables for {about['classes']!r} classes")
     if stored.digest() != about["circuit_digest"]:
         raise ValueError("circuit.qpy holds another circuit than features.json names")
     return QNNModel(config, int(about["classes"]), stored)

@@ -29,7 +29,6 @@ class QNNModel:
         num_parameters: P.
         num_inputs: D.
         gradient_cost: objective evaluations of one gradient, 2G+1; the readout's weights cost nothing.
-        gradient_sweeps: forward and adjoint sweeps over the rows that a simulator really does for one.
 
     Raises:
         CircuitError: the circuit cannot be built or simulated.
@@ -47,7 +46,6 @@ class QNNModel:
         self.num_inputs = len(self.circuit.input_parameters)
         self.gradient_cost = 2 * self.circuit.gates + 1
         self._backend = make_backend(config.backend, self.circuit, precision=config.precision)
-        self.gradient_sweeps = self._backend.gradient_sweeps
 
     def initial_theta(self, rng: np.random.Generator) -> Array:
         """A first vector: small angles, and an input scale of about one where the circuit has one."""
@@ -82,6 +80,10 @@ class QNNModel:
 
         gradient[: self._split] = self._backend.pull_back(x, weights, cotangent)[1]
         return loss, gradient
+
+    def gradient_sweeps(self, rows: int) -> int:
+        """Sweeps over these rows that a simulator really does for one gradient."""
+        return self._backend.gradient_sweeps(rows)
 
     def jacobian(self, theta: Array, x: Array, y: Labels) -> tuple[Array, Array]:
         """Cross-entropy of each row (N,), nats, and its gradient (N, P), as clipping row by row needs it."""

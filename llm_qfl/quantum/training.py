@@ -59,14 +59,15 @@ class _Objective:
     def loss(self, theta: Array, rows: Rows) -> float:
         """Loss; one evaluation."""
         value = self.model.loss(theta, rows.x, rows.y) + self.l2 * float(theta @ theta)
-        self._count(theta, value, 1, len(rows), sweeps=1)
+        self._count(theta, value, 1, len(rows), 1)
         return value
 
     def gradient(self, theta: Array, rows: Rows) -> Array:
         """Gradient, and the loss on the way; 2G+1 evaluations."""
         value, gradient = self.model.loss_and_gradient(theta, rows.x, rows.y)
         value += self.l2 * float(theta @ theta)
-        self._count(theta, value, self.model.gradient_cost, len(rows), sweeps=self.model.gradient_sweeps)
+        sweeps = self.model.gradient_sweeps(len(rows))
+        self._count(theta, value, self.model.gradient_cost, len(rows), sweeps)
         return gradient + 2 * self.l2 * theta
 
     def _count(self, theta: Array, value: float, evaluations: int, rows: int, sweeps: int) -> None:
