@@ -27,6 +27,7 @@ FILES = ("pyproject.toml", "LICENSE", "README.md")
 _NOWHERE = "http://127.0.0.1:9"
 _NO_CLOUD = {f"http://{host}_proxy": _NOWHERE for host in ("169.254.169.254", "metadata.google.internal")}
 
+_PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")  # as flwr.common.config reads them
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_LOG = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s*(.*)")
 _RAY_ACTOR = re.compile(r"\(\w+ pid=\d+\) ?")  # a simulated site's process
@@ -140,22 +141,27 @@ def run_command(app: Path, config: str, federation: str | None) -> list[str | Pa
 
 
 def check_overrides(text: str) -> None:
-    """Can Flower read the run-config overrides?
+    """Can Flower read the run-config overrides, and does the app take them?
 
     Raises:
-        ConfigError: no; Flower's own message does not show how to write them.
+        ConfigError: no. Flower would say so late, or drop what it does not understand without a word.
     """
+    from click import ClickException
     from flwr.common.config import parse_config_args
 
     from llm_qfl.federation.config import RunConfig, default_run_config
 
-    if not text.strip():
+    text = text.strip()
+    if not text:
         return
+    example = """CONFIG='data.source="digits" server.rounds=10'"""
+    left = "" if text.endswith(".toml") else _PAIR.sub("", text).strip()
+    if left:
+        raise ConfigError(f"overrides: expected key=value pairs, got {left!r} in {text!r}; e.g. {example}")
     try:
-        given = parse_config_args([text.strip()])
-    except (tomllib.TOMLDecodeError, ValueError, SystemExit) as error:
-        example = """CONFIG='data.source="digits" server.rounds=10'"""
-        raise ConfigError(f"cannot read {text!r} ({error}); strings need quotes, e.g. {example}") from error
+        given = parse_config_args([text])
+    except (ClickException, tomllib.TOMLDecodeError, OSError, ValueError) as error:
+        raise ConfigError(f"overrides: cannot read {text!r}; strings need quotes, e.g. {example}") from error
     RunConfig.from_run_config({**default_run_config(), **given})
 
 

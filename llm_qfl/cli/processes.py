@@ -151,6 +151,8 @@ class Processes:
 
     def ours(self) -> list[psutil.Process]:
         """Every living process that was started here, directly or not."""
+        for started in self._started.values():
+            started.poll()  # takes the exit code before anything else does
         found = [child for child in psutil.Process().children(recursive=True) if child.pid not in self._others]
         return [child for child in found if _alive(child)]
 
@@ -175,6 +177,7 @@ class Processes:
                 _kill(process)
             time.sleep(0.05)
         for child in self._started.values():
+            child.poll()
             if child.stdout is not None:
                 child.stdout.close()
         self._started.clear()

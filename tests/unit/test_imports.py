@@ -111,6 +111,8 @@ def test_the_rules_catch_what_they_forbid(tmp_path, monkeypatch, module, source)
 def test_importing_the_client_app_loads_no_heavy_library():
     heavy = ("torch", "transformers", "qiskit_ibm_runtime", "qiskit", "sklearn", "datasets", "numba", "pandas")
     code = f"import sys, client_app.app; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,73 @@
+"""`make run`'s launcher: the run folder, bad configurations, and nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def launch(checkout, environment, *arguments):
+    return subprocess.Popen(
+        [checkout / ".venv/bin/python", "-m", "llm_qfl.cli.launch", *arguments],
+        cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(
+    checkout, clean_environment, check_run, tmp_path
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    run = launch(checkout, {**clean_environment, "HOME": str(home)}, "--sites", "3", "--config", "server.rounds=2")
+    out, err = run.communicate(timeout=280)
+    assert run.returncode == 0, out + err
+    folder = Path(out.strip().splitlines()[-1])
+    assert folder.parent == checkout / "runs"
+    check_run(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["clients"], summary["rounds"]) == ("finished", 3, 2)
+    assert not (home / ".flwr").exists()
+    assert "INFO" not in out
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("data.sorce='x'", "did you mean data.source"),
+        ("data.source=digits", "strings need quotes"),
+        ("server.rounds=0 quantum.qubits=99", "2 problems"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_before_anything_starts(checkout, clean_environment, config, expected):
+    run = launch(checkout, clean_environment, "--config", config)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert out == ""
+    assert expected in err
+    assert not (checkout / ".flwr").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_every_process_of_the_run(checkout, clean_environment, number):
+    run = launch(checkout, clean_environment, "--config", "server.rounds=2000")
+    me = psutil.Process(run.pid)
+    end = time.monotonic() + 150
+    while not any("raylet" in p.name() for p in me.children(recursive=True)):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    time.sleep(2)  # workers are being started
+    family = me.children(recursive=True)
+    os.kill(run.pid, number)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number, out + err
+    assert len(family) > 5
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
