@@ -15,6 +15,10 @@ from llm_qfl.quantum.backends import make_backend
 from llm_qfl.quantum.circuits import ModelCircuit, build_circuit
 from llm_qfl.quantum.readout import Readout
 
+# Features have unit variance and reach +-pi. With a scale of 1 the rare ones wrap around the circle: on breast-cancer's
+# principal components .3 to .5 lost less on validation rows than 1 did, and spread less over seeds.
+START_INPUT_SCALE = 0.3
+
 
 class QNNModel:
     """A classifier over rows (N, D) with C classes.
@@ -48,11 +52,11 @@ class QNNModel:
         self._backend = make_backend(config.backend, self.circuit, precision=config.precision)
 
     def initial_theta(self, rng: np.random.Generator) -> Array:
-        """A first vector: small angles, and an input scale of about one where the circuit has one."""
+        """A first vector: small angles; an input scale, where there is one, keeps +-pi far from a turn."""
         circuit = rng.normal(scale=0.1, size=self._split)
         if self.circuit.name == "reuploading":
-            circuit[0::4] += 1.0
-        elif self.circuit.name != "reuploading":
+            circuit[0::4] += START_INPUT_SCALE
+        else:
             circuit = rng.uniform(-np.pi / 4, np.pi / 4, self._split)
         return np.concatenate([circuit, self.readout.initial(rng)])
 
