@@ -210,8 +210,8 @@ class TestNetworks:
                 network.forward(None, np.zeros(3))
 
     def test_measured_circuit(self):
-        """Bits in another order than qubits, and fewer of them."""
-        for qubits in ((1, 0), (1,)):
+        """Bits in another order than qubits, fewer of them, and more: the originals drop integers beyond 2**qubits."""
+        for qubits in ((1, 0), (1,), (0, 1, 0)):
             qc, x, w = circuit(2, 2)
             measured = QuantumCircuit(2)
             measured.compose(qc, inplace=True)

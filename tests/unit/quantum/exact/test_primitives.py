@@ -270,7 +270,7 @@ class TestSampler:
         assert_same_shots([(qc, values(2)), (bell,), (ansatz(measured=True), values(), 5), (qc, values(1), 300), bell])
 
     def test_registers(self):
-        """Several registers, some bits unmeasured, order turned, more than eight bits, a qubit measured twice."""
+        """Several registers, some bits unmeasured, order turned, over eight bits, a qubit and a bit used twice."""
         x = ParameterVector("x", 3)
         qc = QuantumCircuit(
             QuantumRegister(3, "q"), ClassicalRegister(2, "a"), ClassicalRegister(11, "b"), ClassicalRegister(1, "none")
@@ -278,6 +278,7 @@ class TestSampler:
         for q in range(3):
             qc.ry(x[q], q)
         qc.cx(0, 1)
+        qc.measure(0, qc.cregs[0][1])
         qc.measure(2, qc.cregs[0][1])
         qc.barrier()
         qc.measure(0, qc.cregs[1][10])
@@ -309,8 +310,11 @@ class TestSampler:
         assert_same_shots([(qc, values(2))])
 
     def test_generator_goes_on(self):
-        qc = ansatz(measured=True)
-        pubs = [(qc, values(2)), (ansatz(measured=True), values()), (qc, values(1))]
+        """In the order of the PUBs, though two of them share a circuit."""
+        qc, bell = ansatz(measured=True), QuantumCircuit(2)
+        bell.h([0, 1])
+        bell.measure_all()
+        pubs = [(qc, values(2)), bell, (qc, values(1))]
         got, expected = (
             kind(seed=np.random.default_rng(5)).run(pubs).result() for kind in (ExactSampler, StatevectorSampler)
         )
@@ -365,6 +369,7 @@ class TestEngines:
             qc.measure_all()
             sampler.run([qc]).result()
             assert len(sampler._engines) == min(k + 1, 3)
+            assert circuit_key(qc) in sampler._engines._engines
 
     def test_a_circuit_changed_in_place(self):
         estimator, qc = ExactEstimator(), QuantumCircuit(1)

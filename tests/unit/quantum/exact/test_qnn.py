@@ -14,6 +14,7 @@ from qiskit.quantum_info import SparseObservable, SparsePauliOp, Statevector
 from qiskit.transpiler import PassManager
 from qiskit_aer import AerSimulator
 from qiskit_machine_learning.gradients import ParamShiftEstimatorGradient, ParamShiftSamplerGradient
+from qiskit_machine_learning.neural_networks import SamplerQNN
 from scipy.stats import chi2, norm
 
 from llm_qfl.federation.errors import CircuitError
@@ -185,6 +186,16 @@ class TestExceptions:
         network = ExactSamplerQNN(**arguments)
         np.testing.assert_allclose(network.forward(INPUTS, WEIGHTS), exact, atol=1e-12)
         assert_derivative(network)
+
+    def test_meas_among_others(self):
+        """The register `meas` alone counts, as in the original."""
+        arguments = circuit(ClassicalRegister(1, "first"), ClassicalRegister(1, "meas"))
+        arguments["circuit"].measure([0, 1], [0, 1])
+        exact = probabilities(arguments["circuit"])
+        got = ExactSamplerQNN(**arguments).forward(INPUTS, WEIGHTS)
+        np.testing.assert_allclose(got[:, :2], np.stack([exact[:, :2].sum(1), exact[:, 2:].sum(1)], axis=1), atol=1e-12)
+        assert not got[:, 2:].any()
+        np.testing.assert_allclose(got, SamplerQNN(**arguments).forward(INPUTS, WEIGHTS), atol=1e-9)
 
     def test_nothing_measured(self):
         with pytest.raises(CircuitError, match="no final measurement"):
