@@ -59,7 +59,7 @@ def install(extras: set[str]) -> None:
         STAMP.write_text(json.dumps(done))
     if done.get("kernels") != wanted["kernels"]:
         started = say("compiling the simulator's kernels for this machine")
-        call([python(), "-m", "llm_qfl.quantum.exact.precompile"], quiet=True)
+        call([python(), "-m", "llm_qfl.quantum.exact.precompile", "--host-only"], quiet=True)
         finished(started)
         STAMP.write_text(json.dumps({**done, "kernels": wanted["kernels"]}))
 

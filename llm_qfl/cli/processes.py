@@ -181,6 +181,7 @@ class Processes:
             if child.stdout is not None:
                 child.stdout.close()
         self._started.clear()
+        family = _merge(family, self.ours())  # once more: the dead whose parents died after them are reaped too
         if family:
             raise FederationError(f"still running after a kill: {', '.join(str(process.pid) for process in family)}")
 
