@@ -11,9 +11,10 @@ Exceptions from drop-in behaviour, with reasons in `docs/decisions/0003-drop-in.
   `default_precision` other than the default and 0 (the original ignores it with its default primitive).
 * `interpret` is called once for every bit string, not for those alone that occur.
 * `SamplerQNN` averages over the batch where the circuit measures into registers other than `meas`, gives zeros for a
-  circuit without parameters, and undoes a transpiler's layout in `forward` alone; here each row is its own, and
-  `backward` is the derivative of `forward`.
-* `EstimatorQNN` fails on a circuit with final measurements; here they are left out.
+  circuit without parameters, and undoes a transpiler's layout in `forward` alone, also where the measured bits are in
+  order already; here each row is its own, and `backward` is the derivative of `forward`.
+* `backward` of the originals gives `(None, None)` where inputs or weights are missing; here that is an error.
+* `EstimatorQNN` fails on final measurements, projectors and empty batches; here they work.
 """
 
 from llm_qfl.quantum.exact.estimator_qnn import ExactEstimatorQNN

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Iterable
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,23 +100,28 @@ class ExactSampler(BaseSamplerV2):  # type: ignore[misc]  # qiskit carries no ty
         return job
 
     def _run(self, pubs: list[SamplerPub]) -> PrimitiveResult[SamplerPubResult]:
-        groups: dict[Hashable, list[int]] = {}
-        keys: dict[int, Hashable] = {}  # by identity: the PUBs hold the circuits for the length of this call
-        for at, pub in enumerate(pubs):
-            if id(pub.circuit) not in keys:
-                keys[id(pub.circuit)] = circuit_key(pub.circuit)
-            groups.setdefault(keys[id(pub.circuit)], []).append(at)
+        known: dict[int, Hashable] = {}  # by identity: the PUBs hold the circuits for the length of this call
+        for pub in pubs:
+            if id(pub.circuit) not in known:
+                known[id(pub.circuit)] = circuit_key(pub.circuit)
+        keys = [known[id(pub.circuit)] for pub in pubs]
         drawn: dict[int, list[BYTES]] = {}
-        # A generator as seed must be used in the order of the PUBs, so equal circuits run together only without one.
-        batches = [[at] for at in range(len(pubs))] if self._shared_stream else list(groups.values())
         with self._engines.lock:
-            for batch in batches:
-                drawn |= self._draw(keys[id(pubs[batch[0]].circuit)], batch, pubs)
+            for batch in self._batches(keys):
+                drawn |= self._draw(keys[batch[0]], batch, pubs)
         return PrimitiveResult([_result(pub, drawn[at]) for at, pub in enumerate(pubs)], metadata={"version": 2})
 
-    @property
-    def _shared_stream(self) -> bool:
-        return isinstance(self._seed, np.random.Generator)
+    def _batches(self, keys: list[Hashable]) -> list[list[int]]:
+        """PUBs that run together: those of one circuit.
+
+        A generator as seed is used in the order of the PUBs, so with one only neighbours run together.
+        """
+        if isinstance(self._seed, np.random.Generator):
+            return [list(batch) for _, batch in groupby(range(len(keys)), key=lambda at: keys[at])]
+        together: dict[Hashable, list[int]] = {}
+        for at, key in enumerate(keys):
+            together.setdefault(key, []).append(at)
+        return list(together.values())
 
     def _draw(self, key: Hashable, batch: list[int], pubs: list[SamplerPub]) -> dict[int, list[BYTES]]:
         """Packed bits of every register for the PUBs of `batch`, which share a circuit."""
@@ -128,10 +134,9 @@ class ExactSampler(BaseSamplerV2):  # type: ignore[misc]  # qiskit carries no ty
             at: [np.zeros((len(r), pubs[at].shots, _num_bytes(place.num_bits)), dtype=np.uint8) for place in places]
             for at, r in zip(batch, rows, strict=True)
         }
-        bare = without_measurements(circuit)
+        engine = self._engines.get(key, lambda: without_measurements(circuit))
         if not measured or not len(owner):
             return out
-        engine = self._engines.get(key, lambda: bare)
         points = np.concatenate(rows)
         first = np.concatenate([np.arange(len(r)) for r in rows])
         step = self._engines.rows_at_once(circuit.num_qubits)

@@ -219,6 +219,15 @@ class TestExceptions:
         np.testing.assert_allclose(network.forward(INPUTS, WEIGHTS), plain.forward(INPUTS, WEIGHTS), atol=1e-12)
         np.testing.assert_allclose(network.backward(INPUTS, WEIGHTS)[1], plain.backward(INPUTS, WEIGHTS)[1], atol=1e-12)
 
+    def test_measured_before_transpilation(self):
+        """The bits are in the old order already; `SamplerQNN.forward` moves them once more."""
+        arguments = circuit()
+        measured = arguments["circuit"].measure_all(inplace=False)
+        moved = transpile(measured, coupling_map=[[0, 1], [1, 2]], initial_layout=[2, 1], optimization_level=0)
+        got = ExactSamplerQNN(**arguments | {"circuit": moved}).forward(INPUTS, WEIGHTS)
+        np.testing.assert_allclose(got, probabilities(arguments["circuit"]), atol=1e-12)
+        assert not np.allclose(got, SamplerQNN(**arguments | {"circuit": moved}).forward(INPUTS, WEIGHTS), atol=1e-3)
+
     def test_measured_estimator(self):
         """`EstimatorQNN` fails."""
         arguments = circuit()
