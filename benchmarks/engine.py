@@ -1,7 +1,7 @@
 """`python -m benchmarks.engine`: the exact engine beside its peers, and its cost against the floor.
 
 Each peer runs each problem in a process of its own. *First call*: from the imported modules to the first gradient
-(build and compile included). *Steady*: the median of repeated calls. A peer that cannot be imported prints `not
+(build and compile included). *Steady*: the best of repeated calls. A peer that cannot be imported prints `not
 installed`. Rows that a slow peer was given are scaled to all rows, and said.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,23 +21,28 @@ from benchmarks.peers import CIRCUITS, MODULES, PEERS, Problem
 
 SIZES = ((4, 80), (8, 80), (10, 500), (12, 200))
 SLOW_ROWS = {
-    "qiskit-ml statevector": {4: 80, 8: 8, 10: 4, 12: 4},
-    "qiskit-ml Aer": {4: 80, 8: 8, 10: 4, 12: 4},
+    "qiskit-ml statevector": {4: 16, 8: 4, 10: 4, 12: 4},
+    "qiskit-ml Aer": {4: 16, 8: 4, 10: 4, 12: 4},
     "PennyLane lightning": {4: 80, 8: 16, 10: 16, 12: 16},
     "qulacs": {4: 80, 8: 80, 10: 100, 12: 50},
 }
-LIMIT_S = 240
+LIMIT_S = 300
 SECONDS = 1.5
+LONG_S = 8.0
 
 
 def steady(call, seconds=SECONDS, most=2000):
-    """Median milliseconds; one call is enough where it takes longer than the time given."""
+    """Milliseconds, best of the repeats: other processes share the machine. A warm-up call comes first."""
+    before = time.perf_counter()
+    call()
     times, start = [], time.perf_counter()
+    if start - before > LONG_S:
+        return 1e3 * (start - before)
     while not times or (time.perf_counter() - start < seconds and len(times) < most):
         before = time.perf_counter()
         call()
         times.append(time.perf_counter() - before)
-    return 1e3 * float(np.median(times))
+    return 1e3 * min(times)
 
 
 def measure(peer, circuit, qubits, rows):
@@ -62,8 +68,8 @@ def measure(peer, circuit, qubits, rows):
     row = np.asarray(result)[0]
     return {
         "import_s": imports,
-        "first_s": first * (scale if not peer.endswith("jax") else 1.0),
-        "gradient_ms": first * 1e3 * scale if first > 10 * SECONDS and "jax" not in peer else steady(gradient) * scale,
+        "first_s": first,
+        "gradient_ms": (1e3 * first if first > LONG_S and peer in SLOW_ROWS else steady(gradient)) * scale,
         "forward_ms": steady(forward) * scale,
         "rows": given,
         "check": (row[0] * (1.0 if circuit == CIRCUITS[0] or peer not in ("ours", "ours, new rows") else 2.0)).tolist(),
@@ -73,8 +79,10 @@ def measure(peer, circuit, qubits, rows):
 def in_child(*arguments):
     """Measure in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.engine", "--one", *map(str, arguments)]
+    # Qulacs shares out one small state: its threads cost more than they give below 13 qubits (tried both ways).
+    environment = os.environ | {"QULACS_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return {"failed": f"more than {LIMIT_S} s"}
     if done.returncode:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from numba import njit
 
+from llm_qfl.quantum.exact import cache
 from llm_qfl.quantum.exact.lanes import fill, load, odd, splat, store, zeros
+
+cache.adopt_target()
 
 jit = njit(nogil=True, boundscheck=False, error_model="numpy")
 

@@ -35,14 +35,16 @@ import llvmlite
 import numba
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.registry import cpu_target
 
 log = logging.getLogger(__name__)
 
 SOURCES = ("lanes.py", "blocks.py", "kernels.py")
 _PORTABLE = "x86-64-v3"
 _PORTABLE_FEATURES = (
-    "avx avx2 bmi bmi2 cmov cx16 cx8 f16c fma fxsr lzcnt mmx movbe popcnt sahf sse sse2 sse3 sse4.1 sse4.2 ssse3 xsave"
-).split()  # noqa: SIM905 - twenty-two quoted words read worse
+    "avx", "avx2", "bmi", "bmi2", "cmov", "cx16", "cx8", "f16c", "fma", "fxsr", "lzcnt", "mmx", "movbe", "popcnt",
+    "sahf", "sse", "sse2", "sse3", "sse4.1", "sse4.2", "ssse3", "xsave",
+)
 
 
 @dataclass(frozen=True)
@@ -201,10 +203,19 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def adopt_target() -> None:
+    """Choose the processor to compile for. Numba fixes it when the first function is decorated: call this before."""
+    chosen = choose_target()
+    if chosen is None or config.CPU_NAME is not None or chosen.name == host_target().name:
+        return
+    if "_toplevel_target_context" in vars(cpu_target):
+        log.warning("numba was used before llm_qfl.quantum.exact was imported: the installed portable kernels (%s) "
+                    "cannot be used and will be compiled; import it first", chosen.name)
+        return
+    use_target(chosen)
+
+
 def install(*dispatchers: Any) -> None:
-    """Let compiled functions live in our cache, and choose the processor to compile for."""
+    """Let compiled functions live in our cache."""
     for dispatcher in dispatchers:
         dispatcher._cache = KernelCache(dispatcher.py_func)  # what `cache=True` does, with another locator
-    chosen = choose_target()
-    if chosen is not None and config.CPU_NAME is None and chosen.name != host_target().name:
-        use_target(chosen)

@@ -105,6 +105,27 @@ def test_the_best_installed_target_that_runs_here_is_chosen(monkeypatch, tmp_pat
     assert not cache.runs_here(impossible)
 
 
+@pytest.mark.skipif(not cache.portable_targets(), reason="portable targets are x86-64 only")
+def test_a_portable_target_reaches_the_code_generator(tmp_path):
+    """Features as well as the name: both are in the key under which `precompile` stored the code."""
+    target = cache.portable_targets()[-1]
+    (tmp_path / cache.digest()).mkdir()
+    (tmp_path / cache.digest() / f"{target.name}.json").write_text("{}")
+    script = (
+        "from llm_qfl.quantum.exact import kernels; from numba.core.registry import cpu_target; "
+        "print(repr(cpu_target.target_context.codegen().magic_tuple()[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"LLM_QFL_KERNEL_CACHE": str(tmp_path), "PYTHONPATH": str(Path(llm_qfl.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == repr((target.cpu, target.features))
+
+
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LLM_QFL_KERNEL_CACHE", str(tmp_path))
     assert cache.cache_folder.__wrapped__() == tmp_path / cache.digest()
