@@ -14,7 +14,7 @@ import numpy as np
 from llm_qfl.federation.config import BaselinesConfig
 from llm_qfl.federation.types import Array, Arrays, Labels, Rows, Scores
 
-_DECAY, _EPSILON = (0.9, 0.99), 1e-8  # Adam's, as for the QNN
+_DECAY, _EPSILON = (0.9, 0.99), 1e-2  # Adam's, as for the QNN
 
 
 @dataclass(frozen=True)

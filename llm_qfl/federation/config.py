@@ -126,7 +126,7 @@ class TrainingConfig(Section):
     """The local optimizer; it always starts at the received vector."""
     steps: PositiveInt = 10
     """Local optimizer steps a round. An Adam step costs 2G+1 evaluations, an SPSA step 2, a COBYLA step 1."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
     """Step size of Adam, first step of SPSA, initial trust region of COBYLA."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate over the rounds."""

@@ -18,7 +18,10 @@ from llm_qfl.federation.errors import ConfigError, DataError
 from llm_qfl.federation.types import Array, Labels, Rows, Spent
 from llm_qfl.quantum.model import QNNModel
 
-ADAM_DECAY, ADAM_EPSILON = (0.9, 0.99), 1e-8  # the second as in qiskit-machine-learning: rounds are short
+ADAM_DECAY = (0.9, 0.99)  # Kingma and Ba 2015; the second as in qiskit-machine-learning: rounds are short
+# Not 1e-8: Adam starts anew in each round and would take steps of full length however flat the loss is, so that a site
+# that has nothing left to learn (rows of one class, say) walks away from the average (docs/decisions/0005).
+ADAM_EPSILON = 1e-2
 SPSA_ALPHA, SPSA_GAMMA, SPSA_PERTURBATION = 0.602, 0.101, 0.2  # Spall 1998; Qiskit's perturbation
 
 

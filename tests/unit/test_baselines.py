@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from llm_qfl import baselines
 from llm_qfl.baselines import Baseline, make_baselines
 from llm_qfl.federation.config import BaselinesConfig
 from llm_qfl.federation.types import Rows
@@ -99,14 +100,15 @@ def test_training_starts_where_it_is_told_and_leaves_it_alone():
     trained = fit(mlp, rows, start, steps=1, learning_rate=0.01)
     for key in start:
         np.testing.assert_array_equal(start[key], kept[key])
-        np.testing.assert_allclose(np.abs(trained[key] - start[key]), 0.01, rtol=1e-3)  # Adam's first step
+        assert 0 < np.abs(trained[key] - start[key]).max() < 0.01  # Adam's first step, epsilon shortens it
     unmoved = fit(mlp, rows, start, steps=3, learning_rate=1e3)
     for key in start:
         np.testing.assert_array_equal(unmoved[key], kept[key])  # nothing better was seen
 
 
-def test_adam_is_pytorchs():
+def test_adam_is_pytorchs(monkeypatch):
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(baselines, "_EPSILON", 1e-8)  # PyTorch adds it elsewhere, so compare where it does not count
     rows, logistic = blobs(), Baseline("logistic", 3, 0, 3)
     ours = fit(logistic, rows, steps=20, learning_rate=0.05)
     w, b = torch.zeros((3, 3), dtype=torch.float64), torch.zeros(3, dtype=torch.float64)

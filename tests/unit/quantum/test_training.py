@@ -7,7 +7,7 @@ from llm_qfl.federation.config import QuantumConfig, TrainingConfig
 from llm_qfl.federation.errors import ConfigError, DataError
 from llm_qfl.federation.types import Rows
 from llm_qfl.quantum.model import get_model
-from llm_qfl.quantum.training import adam_steps, least_budget, round_budget, train
+from llm_qfl.quantum.training import ADAM_EPSILON, adam_steps, least_budget, round_budget, train
 
 MODEL = get_model(QuantumConfig(qubits=2, layers=1, readout="scale"), 2)  # 9 parameters, a gradient costs 13
 OPTIMIZERS = ("adam", "spsa", "cobyla")
@@ -181,7 +181,7 @@ def test_adam_takes_the_librarys_points():
     from qiskit_machine_learning.optimizers import ADAM
 
     data, theta = rows(20), MODEL.initial_theta(np.random.default_rng(5))
-    library = ADAM(maxiter=15, lr=0.07, beta_1=0.9, beta_2=0.99, noise_factor=1e-8, tol=0.0)
+    library = ADAM(maxiter=15, lr=0.07, beta_1=0.9, beta_2=0.99, noise_factor=ADAM_EPSILON, tol=0.0)
     expected = library.minimize(
         lambda point: MODEL.loss(point, data.x, data.y),
         theta,
@@ -192,7 +192,7 @@ def test_adam_takes_the_librarys_points():
 
 
 def test_the_gradient_with_l2_is_right():
-    # one Adam step of size `rate` goes against the sign of the gradient, so its slope decides the direction
+    # one Adam step: g / (|g| + epsilon / sqrt(1 - decay)), as the library adds epsilon to the uncorrected root
     data, theta = rows(), MODEL.initial_theta(np.random.default_rng(5))
 
     def objective(point):
@@ -201,7 +201,8 @@ def test_the_gradient_with_l2_is_right():
     slope = [(objective(theta + m) - objective(theta - m)) / 2e-5 for m in 1e-5 * np.eye(9)]
     config = TrainingConfig(steps=1, l2=0.3)
     result = train(MODEL, data, theta, config=config, budget=14, learning_rate=1e-3, rng=np.random.default_rng(0))
-    np.testing.assert_allclose(result.theta - theta, -1e-3 * np.sign(slope), atol=1e-7)
+    expected = -1e-3 * np.array(slope) / (np.abs(slope) + ADAM_EPSILON / 0.1)
+    np.testing.assert_allclose(result.theta - theta, expected, atol=1e-9)
 
 
 def test_spsa_moves_every_coordinate_by_the_rate_at_first():
