@@ -31,8 +31,8 @@ DNA = {
     "server.rounds": 20,
     "quantum.layers": 6,
     "training.batch-size": 100,
-    "training.steps": 40,
-    "training.learning-rate": 0.02,
+    "training.steps": 20,
+    "training.l2": 1e-4,
 }
 
 
@@ -64,7 +64,7 @@ TABLES = {
             "quantum.layers": 3,
             "quantum.readout": "bit",
             # a gradient of 16 gates costs 33 evaluations, of the 72 above 145
-            "training.steps": 176,
+            "training.steps": 88,
         },
     ),
 }
