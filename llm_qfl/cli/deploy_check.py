@@ -19,12 +19,12 @@ from threading import Timer
 import numpy as np
 
 from llm_qfl.cli.flower import (
-    app_folder,
     command_environment,
     environment,
     project_folder,
     run_command,
     run_status,
+    stage_app,
     start_superlink,
 )
 from llm_qfl.cli.launch import follow, new_log_folder
@@ -123,7 +123,7 @@ def deploy(project: Path, nodes: Sequence[Mapping[str, Scalar]], config: Mapping
         address = start_superlink(processes, simulation=False)
         for node in nodes:
             start_supernode(processes, address, node)
-        command = run_command(app_folder(project), to_toml(config), None)
+        command = run_command(stage_app(project, processes.logs), to_toml(config), None)
         child = processes.start("flwr-run", command, piped=True, environment=command_environment(processes))
         timer = Timer(LIMIT, child.terminate)
         timer.start()

@@ -57,15 +57,13 @@ def project_folder() -> Path:
     raise ConfigError(f"expected the llm-qfl checkout as working directory, got {Path.cwd()}")
 
 
-def app_folder(project: Path) -> Path:
-    """Where `flwr run` finds the app: the checkout, or a copy of it where Flower refuses the folder's name.
+def stage_app(project: Path, folder: Path) -> Path:
+    """Copy what a FAB may hold into `folder`/llm-qfl, from where `flwr run` takes the app.
 
-    Flower takes letters, digits and hyphens only.
+    `flwr run .` would walk through `.venv` (seconds), and refuses a checkout whose name has other than letters, digits
+    and hyphens.
     """
-    if re.fullmatch(r"[A-Za-z0-9-]+", project.name):
-        return project
-    copy = project / ".flwr" / "app" / "llm-qfl"
-    shutil.rmtree(copy, ignore_errors=True)
+    copy = folder / "llm-qfl"
     for package in PACKAGES:
         shutil.copytree(project / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:

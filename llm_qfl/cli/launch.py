@@ -12,7 +12,6 @@ from pathlib import Path
 from subprocess import Popen
 
 from llm_qfl.cli.flower import (
-    app_folder,
     check_overrides,
     command_environment,
     environment,
@@ -21,6 +20,7 @@ from llm_qfl.cli.flower import (
     run_command,
     run_id_of,
     run_status,
+    stage_app,
     start_superlink,
 )
 from llm_qfl.cli.processes import Interrupted, Processes, signals_raise
@@ -79,7 +79,7 @@ def simulate(project: Path, sites: int, config: str) -> Path:
         )
         start_superlink(processes, simulation=True)
         federation = f"num-supernodes={sites} client-resources-num-cpus=1"
-        command = run_command(app_folder(project), config, federation)
+        command = run_command(stage_app(project, processes.logs), config, federation)
         child = processes.start("flwr-run", command, piped=True, environment=command_environment(processes))
         run_id, folder = follow(child, processes.log("flwr-run"))
         if child.wait() or run_id is None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llm_qfl.cli.deploy_check import to_toml
-from llm_qfl.cli.flower import app_folder, check_overrides, environment, readable, run_command, run_id_of
+from llm_qfl.cli.flower import check_overrides, environment, readable, run_command, run_id_of, stage_app
 from llm_qfl.federation.errors import ConfigError
 
 NOISE = [
@@ -66,21 +66,18 @@ print(sorted(hosts))
     assert done.stdout.strip() == "['127.0.0.1']", done.stderr
 
 
-def test_a_folder_name_that_flower_refuses_is_copied(tmp_path):
+def test_the_app_is_staged_under_a_name_that_flower_takes(tmp_path):
     project = tmp_path / "llm_qfl.main"
-    for package in ("llm_qfl", "client_app", "server_app"):
+    for package in ("llm_qfl", "client_app", "server_app", ".venv", "data"):
         (project / package / "__pycache__").mkdir(parents=True)
         (project / package / "app.py").write_text("")
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         (project / name).write_text(name)
-    copy = app_folder(project)
+    copy = stage_app(project, tmp_path)
     assert copy.name == "llm-qfl"
     assert sorted(str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()) == sorted(
         ["LICENSE", "README.md", "client_app/app.py", "llm_qfl/app.py", "pyproject.toml", "server_app/app.py"]
     )
-    good = tmp_path / "main"
-    good.mkdir()
-    assert app_folder(good) == good
 
 
 @pytest.mark.parametrize("text", ["data.source=digits", "x", "server.rounds=0", "no.such-key=1"])
