@@ -94,8 +94,10 @@ def compare(peers, sizes):
     """Print the table of peers."""
     for circuit in CIRCUITS:
         print(f"\n{circuit}: milliseconds for all rows; gradient = per-sample Jacobian by all weights")
-        print(f"{'qubits, rows':14}{'':24}{'gradient':>11}{'forward':>11}{'first call s':>14}{'imports s':>11}"
-              f"{'ours is':>10}{'  |difference|':>15}")
+        print(
+            f"{'qubits, rows':14}{'':24}{'gradient':>11}{'forward':>11}{'first call s':>14}{'imports s':>11}"
+            f"{'ours is':>10}{'  |difference|':>15}"
+        )
         for qubits, rows in sizes:
             reference = None
             for peer in peers:
@@ -108,9 +110,12 @@ def compare(peers, sizes):
                 check = np.array(got["check"])
                 reference = reference or (got["gradient_ms"], check)
                 note = "" if got["rows"] == rows else f"  on {got['rows']} rows, scaled"
-                print(f"{label:14}{peer:24}{got['gradient_ms']:11.3f}{got['forward_ms']:11.3f}{got['first_s']:14.2f}"
-                      f"{got['import_s']:11.2f}{got['gradient_ms'] / reference[0]:9.1f}x"
-                      f"{np.abs(check - reference[1]).max():15.1e}{note}", flush=True)
+                print(
+                    f"{label:14}{peer:24}{got['gradient_ms']:11.3f}{got['forward_ms']:11.3f}{got['first_s']:14.2f}"
+                    f"{got['import_s']:11.2f}{got['gradient_ms'] / reference[0]:9.1f}x"
+                    f"{np.abs(check - reference[1]).max():15.1e}{note}",
+                    flush=True,
+                )
 
 
 def main():

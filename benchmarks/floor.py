@@ -37,8 +37,13 @@ def peak_operations():
 
     @njit(nogil=True)
     def chains(data, out, count, tag):
-        a, b, c, d, e = (load(data, 0, tag), load(data, 8, tag), load(data, 16, tag), load(data, 24, tag),
-                         load(data, 32, tag))
+        a, b, c, d, e = (
+            load(data, 0, tag),
+            load(data, 8, tag),
+            load(data, 16, tag),
+            load(data, 24, tag),
+            load(data, 32, tag),
+        )
         x = load(data, 40, tag)
         for _ in range(count):
             a, b, c, d, e = a + x * a, b + x * b, c + x * c, d + x * d, e + x * e
@@ -95,18 +100,25 @@ def _line(problem, peak, bandwidth):
     operations, moved = count_work(engine, problem.rows, engine._sweeper.readout.num_bras, True)
     held = engine._sweeper.threads * engine._sweeper.state_bytes * (1 + engine._sweeper.readout.num_bras)
     floor = max(operations / peak, moved / bandwidth if held > CACHE_BYTES else 0.0)
-    print(f"{problem.circuit:20}{problem.qubits:7}{problem.rows:7}{len(problem.weights):9}{elapsed * 1e3:11.3f}"
-          f"{operations / 1e6:12.2f}{moved / 1e6:11.2f}{operations / peak * 1e3:10.3f}{moved / bandwidth * 1e3:10.3f}"
-          f"{floor / elapsed:10.0%}", flush=True)
+    print(
+        f"{problem.circuit:20}{problem.qubits:7}{problem.rows:7}{len(problem.weights):9}{elapsed * 1e3:11.3f}"
+        f"{operations / 1e6:12.2f}{moved / 1e6:11.2f}{operations / peak * 1e3:10.3f}{moved / bandwidth * 1e3:10.3f}"
+        f"{floor / elapsed:10.0%}",
+        flush=True,
+    )
 
 
 def scaling():
     """Print the table."""
     peak, bandwidth = peak_operations(), peak_bytes()
-    print(f"\nours: gradient against qubits, rows and parameters; peak {peak / 1e9:.1f} billion multiply-adds/s, "
-          f"{bandwidth / 1e9:.1f} GB/s to memory (bytes count towards the floor where the states leave the cache)")
-    print(f"{'circuit':20}{'qubits':>7}{'rows':>7}{'weights':>9}{'ms':>11}{'mega-ops':>12}{'megabytes':>11}"
-          f"{'ops ms':>10}{'bytes ms':>10}{'of floor':>10}")
+    print(
+        f"\nours: gradient against qubits, rows and parameters; peak {peak / 1e9:.1f} billion multiply-adds/s, "
+        f"{bandwidth / 1e9:.1f} GB/s to memory (bytes count towards the floor where the states leave the cache)"
+    )
+    print(
+        f"{'circuit':20}{'qubits':>7}{'rows':>7}{'weights':>9}{'ms':>11}{'mega-ops':>12}{'megabytes':>11}"
+        f"{'ops ms':>10}{'bytes ms':>10}{'of floor':>10}"
+    )
     for qubits in (2, 4, 6, 8, 10, 12, 14, 16):
         _line(Problem("reuploading", qubits, 80 if qubits < 14 else 16), peak, bandwidth)
     for rows in (1, 8, 80, 800, 8000):

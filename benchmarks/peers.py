@@ -88,10 +88,18 @@ def _qiskit_ml(problem: Problem, estimator):
     from qiskit_machine_learning.neural_networks import EstimatorQNN
 
     circuit, x, w, observables = problem.qiskit()
-    network = EstimatorQNN(circuit=circuit, observables=observables, input_params=x, weight_params=w,
-                           estimator=estimator, gradient=ParamShiftEstimatorGradient(estimator))
-    return (lambda: network.forward(problem.inputs, problem.weights),
-            lambda: network.backward(problem.inputs, problem.weights)[1])
+    network = EstimatorQNN(
+        circuit=circuit,
+        observables=observables,
+        input_params=x,
+        weight_params=w,
+        estimator=estimator,
+        gradient=ParamShiftEstimatorGradient(estimator),
+    )
+    return (
+        lambda: network.forward(problem.inputs, problem.weights),
+        lambda: network.backward(problem.inputs, problem.weights)[1],
+    )
 
 
 def qiskit_statevector(problem: Problem):
@@ -159,7 +167,8 @@ def pennylane_lightning(problem: Problem):
             build(x, w)
         made = qml.tape.QuantumScript.from_queue(queue)
         made.trainable_params = [
-            i for i in range(len(made.get_parameters(trainable_only=False)))
+            i
+            for i in range(len(made.get_parameters(trainable_only=False)))
             if reuploading or isinstance(made.par_info[i]["op"], qml.RY)
         ]
         return made
@@ -176,8 +185,10 @@ def pennylane_lightning(problem: Problem):
     def values(x):
         return np.atleast_1d(device.execute(tape(x), config))
 
-    return (lambda: np.array([values(row) for row in problem.inputs]),
-            lambda: np.array([derivative(row) for row in problem.inputs]))
+    return (
+        lambda: np.array([values(row) for row in problem.inputs]),
+        lambda: np.array([derivative(row) for row in problem.inputs]),
+    )
 
 
 def pennylane_jax(problem: Problem):
@@ -185,8 +196,12 @@ def pennylane_jax(problem: Problem):
     import pennylane as qml
 
     jax.config.update("jax_enable_x64", True)
-    node = qml.QNode(_pennylane_circuit(problem, qml), qml.device("default.qubit", wires=problem.qubits),
-                     interface="jax", diff_method="backprop")
+    node = qml.QNode(
+        _pennylane_circuit(problem, qml),
+        qml.device("default.qubit", wires=problem.qubits),
+        interface="jax",
+        diff_method="backprop",
+    )
 
     def values(x, w):
         return jax.numpy.stack(node(x, w))
@@ -194,8 +209,10 @@ def pennylane_jax(problem: Problem):
     forward = jax.jit(jax.vmap(values, in_axes=(0, None)))
     derivative = jax.jit(jax.vmap(jax.jacrev(values, argnums=1), in_axes=(0, None)))
     x, w = jax.numpy.array(problem.inputs), jax.numpy.array(problem.weights)
-    return (lambda: np.asarray(forward(x, w).block_until_ready()),
-            lambda: np.asarray(derivative(x, w).block_until_ready()))
+    return (
+        lambda: np.asarray(forward(x, w).block_until_ready()),
+        lambda: np.asarray(derivative(x, w).block_until_ready()),
+    )
 
 
 def qulacs(problem: Problem):  # noqa: C901
@@ -252,8 +269,10 @@ def qulacs(problem: Problem):  # noqa: C901
             out.append(angle)
         return out
 
-    return (lambda: np.array([values(x) for x in problem.inputs]),
-            lambda: np.array([derivative(x) for x in problem.inputs]))
+    return (
+        lambda: np.array([values(x) for x in problem.inputs]),
+        lambda: np.array([derivative(x) for x in problem.inputs]),
+    )
 
 
 PEERS: dict[str, Callable[[Problem], tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]]] = {

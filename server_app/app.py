@@ -36,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     except LlmQflError as error:
         rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0
         ledger.write_json("summary.json", failure_json(ledger.run_id, config, str(error), rounds))
+        write_report(ledger.folder)
         display.fail(str(error))
         raise
     summary = book.finish(finished)

@@ -162,15 +162,28 @@ class Sweeper:
 
         def share(first: int, last: int) -> None:
             work = self._small()
-            kernels.evolve(_TAG, (first, last), steps, self.size, self._tape, tape.factors, tape.fixed, self._slots,
-                           batch.half_angles, batch.blocks * LANES, self._counts, batch.tables, source, target, work)
+            kernels.evolve(
+                _TAG,
+                (first, last),
+                steps,
+                self.size,
+                self._tape,
+                tape.factors,
+                tape.fixed,
+                self._slots,
+                batch.half_angles,
+                batch.blocks * LANES,
+                self._counts,
+                batch.tables,
+                source,
+                target,
+                work,
+            )
 
         run_shares(share, batch.blocks, self._shares(batch))
         return target
 
-    def sweep(
-        self, batch: Batch, mode: int, wanted: int, inputs: FLOAT, cotangent: FLOAT
-    ) -> tuple[FLOAT, FLOAT]:
+    def sweep(self, batch: Batch, mode: int, wanted: int, inputs: FLOAT, cotangent: FLOAT) -> tuple[FLOAT, FLOAT]:
         """Values (sample, output) and gradients: (sample, output, column), or (block, 1, column) for a product.
 
         Columns are the wanted ones of weights, inputs, functions, in this order.
@@ -191,11 +204,37 @@ class Sweeper:
 
         def share(first: int, last: int) -> None:
             chunk, work, memory = self._borrow(mode)
-            kernels.sweep(_TAG, mode, wanted, (first, last), batch.samples, first_step, tape.first_step[wanted],
-                          self.size, self._tape, tape.factors, tape.fixed, self._slots, batch.half_angles,
-                          batch.blocks * LANES, self._counts, batch.tables, source, self._readout, self._outputs,
-                          tape.gradient_roles, tape.derivatives, tape.slopes, columns, batch.shared, batch.sample,
-                          work, results, cotangent, chunk)
+            kernels.sweep(
+                _TAG,
+                mode,
+                wanted,
+                (first, last),
+                batch.samples,
+                first_step,
+                tape.first_step[wanted],
+                self.size,
+                self._tape,
+                tape.factors,
+                tape.fixed,
+                self._slots,
+                batch.half_angles,
+                batch.blocks * LANES,
+                self._counts,
+                batch.tables,
+                source,
+                self._readout,
+                self._outputs,
+                tape.gradient_roles,
+                tape.derivatives,
+                tape.slopes,
+                columns,
+                batch.shared,
+                batch.sample,
+                work,
+                results,
+                cotangent,
+                chunk,
+            )
             self._pool.append((mode, work, memory))
 
         run_shares(share, batch.blocks, self._shares(batch))

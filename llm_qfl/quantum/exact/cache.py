@@ -42,8 +42,28 @@ log = logging.getLogger(__name__)
 SOURCES = ("lanes.py", "blocks.py", "kernels.py")
 _PORTABLE = "x86-64-v3"
 _PORTABLE_FEATURES = (
-    "avx", "avx2", "bmi", "bmi2", "cmov", "cx16", "cx8", "f16c", "fma", "fxsr", "lzcnt", "mmx", "movbe", "popcnt",
-    "sahf", "sse", "sse2", "sse3", "sse4.1", "sse4.2", "ssse3", "xsave",
+    "avx",
+    "avx2",
+    "bmi",
+    "bmi2",
+    "cmov",
+    "cx16",
+    "cx8",
+    "f16c",
+    "fma",
+    "fxsr",
+    "lzcnt",
+    "mmx",
+    "movbe",
+    "popcnt",
+    "sahf",
+    "sse",
+    "sse2",
+    "sse3",
+    "sse4.1",
+    "sse4.2",
+    "ssse3",
+    "xsave",
 )
 
 
@@ -180,9 +200,12 @@ class KernelCache(FunctionCache):
             log.warning("compiled kernels in %s cannot be read (%s): compiling anew", cache_folder(), error)
             return None
         if found is None:
-            log.warning("no compiled kernel %s in %s: compiling, which takes some seconds; "
-                        "`python -m llm_qfl.quantum.exact.precompile` does it once", self._py_func.__name__,
-                        cache_folder())
+            log.warning(
+                "no compiled kernel %s in %s: compiling, which takes some seconds; "
+                "`python -m llm_qfl.quantum.exact.precompile` does it once",
+                self._py_func.__name__,
+                cache_folder(),
+            )
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -209,8 +232,11 @@ def adopt_target() -> None:
     if chosen is None or config.CPU_NAME is not None or chosen.name == host_target().name:
         return
     if "_toplevel_target_context" in vars(cpu_target):
-        log.warning("numba was used before llm_qfl.quantum.exact was imported: the installed portable kernels (%s) "
-                    "cannot be used and will be compiled; import it first", chosen.name)
+        log.warning(
+            "numba was used before llm_qfl.quantum.exact was imported: the installed portable kernels (%s) "
+            "cannot be used and will be compiled; import it first",
+            chosen.name,
+        )
         return
     use_target(chosen)
 

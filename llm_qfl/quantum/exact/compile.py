@@ -309,4 +309,3 @@ def _carried_back(q: FLOAT) -> FLOAT:
 
 def _table(rows: Sequence[Sequence[int]], columns: int) -> INT:
     return np.array(rows, dtype=np.int64).reshape(-1, columns)
-

@@ -91,11 +91,15 @@ class Reader:
             return
         name = getattr(operation, "name", type(operation).__name__)
         if isinstance(operation, Reset | ControlFlowOp) or getattr(operation, "condition", None) is not None:
-            raise CircuitError(f"instruction {name!r} is no unitary gate: the exact engine takes gates, barriers "
-                               "and final measurements; remove it or run the circuit on an Aer or IBM backend")
+            raise CircuitError(
+                f"instruction {name!r} is no unitary gate: the exact engine takes gates, barriers "
+                "and final measurements; remove it or run the circuit on an Aer or IBM backend"
+            )
         if self._measured.intersection(qubits):
-            raise CircuitError(f"gate {name!r} acts on qubit(s) {qubits} after a measurement: only final measurements "
-                               "can be simulated exactly; move the measurement to the end")
+            raise CircuitError(
+                f"gate {name!r} acts on qubit(s) {qubits} after a measurement: only final measurements "
+                "can be simulated exactly; move the measurement to the end"
+            )
         rule = RULES.get((getattr(operation, "base_class", type(operation)).__name__, name))
         if rule is not None and isinstance(operation, Gate):
             rule(self, operation.params, qubits)

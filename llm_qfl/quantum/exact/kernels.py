@@ -105,8 +105,19 @@ def forward(ket, size, tape, coef, shared_groups, tables, sines, buf, first, las
                 scatter(ket, 0, buf, rows, local, rows_local, base, tag)
         else:
             table = steps[step, 4]
-            phases(ket, 0, size, terms, steps[step, 2], steps[step, 3], tables[max(table, 0)], table >= 0, sines,
-                   False, tag)
+            phases(
+                ket,
+                0,
+                size,
+                terms,
+                steps[step, 2],
+                steps[step, 3],
+                tables[max(table, 0)],
+                table >= 0,
+                sines,
+                False,
+                tag,
+            )
 
 
 @jit
@@ -123,8 +134,9 @@ def start(ket, size, source, block, tag):
 
 
 @entry
-def evolve(tag, blocks, steps_range, size, tape, factors, fixed, slots, cs, stride, counts, tables, source, target,
-           work):
+def evolve(
+    tag, blocks, steps_range, size, tape, factors, fixed, slots, cs, stride, counts, tables, source, target, work
+):
     """States after a range of steps, written to `target` (flat, a block behind the other)."""
     buf, coef, sines = work
     _, groups, terms, _ = tape
@@ -147,11 +159,14 @@ def group_gradients(g, groups, factors, fixed, roles, mode, slots, cs, stride, a
         axis, slot, gradient = factors[f, 0], factors[f, 2], factors[f, 3]
         if axis == 3:
             x, y, z = (
-                fill(grad, fixed[slot, 4], tag) * x + fill(grad, fixed[slot, 5], tag) * y
+                fill(grad, fixed[slot, 4], tag) * x
+                + fill(grad, fixed[slot, 5], tag) * y
                 + fill(grad, fixed[slot, 6], tag) * z,
-                fill(grad, fixed[slot, 7], tag) * x + fill(grad, fixed[slot, 8], tag) * y
+                fill(grad, fixed[slot, 7], tag) * x
+                + fill(grad, fixed[slot, 8], tag) * y
                 + fill(grad, fixed[slot, 9], tag) * z,
-                fill(grad, fixed[slot, 10], tag) * x + fill(grad, fixed[slot, 11], tag) * y
+                fill(grad, fixed[slot, 10], tag) * x
+                + fill(grad, fixed[slot, 11], tag) * y
                 + fill(grad, fixed[slot, 12], tag) * z,
             )
             continue
@@ -169,8 +184,31 @@ def group_gradients(g, groups, factors, fixed, roles, mode, slots, cs, stride, a
 
 
 @jit
-def backward_pass(ket, bras, count, size, tape, step, apply, factors, fixed, roles, mode, slots, cs, stride, at, coef,
-                  shared_groups, buf, bra_buf, sums, grad, grad_width, tag):
+def backward_pass(
+    ket,
+    bras,
+    count,
+    size,
+    tape,
+    step,
+    apply,
+    factors,
+    fixed,
+    roles,
+    mode,
+    slots,
+    cs,
+    stride,
+    at,
+    coef,
+    shared_groups,
+    buf,
+    bra_buf,
+    sums,
+    grad,
+    grad_width,
+    tag,
+):
     """One pass backwards: the three numbers of every group and bra, then the inverse gates where `apply`."""
     steps, groups, _, rows = tape
     lanes = len(tag)
@@ -206,8 +244,24 @@ def backward_pass(ket, bras, count, size, tape, step, apply, factors, fixed, rol
             if groups[first + j, 4 + mode] > 0:
                 to = (k * num + j) * 3 * lanes
                 x, y, z = load(sums, to, tag), load(sums, to + lanes, tag), load(sums, to + 2 * lanes, tag)
-                group_gradients(first + j, groups, factors, fixed, roles, mode, slots, cs, stride, at, x, y, z, grad,
-                                k * grad_width, tag)
+                group_gradients(
+                    first + j,
+                    groups,
+                    factors,
+                    fixed,
+                    roles,
+                    mode,
+                    slots,
+                    cs,
+                    stride,
+                    at,
+                    x,
+                    y,
+                    z,
+                    grad,
+                    k * grad_width,
+                    tag,
+                )
 
 
 @jit
@@ -229,9 +283,37 @@ def chain(derivatives, slopes, columns, shared, sample, stride, at, grad, grad_a
 
 
 @entry
-def sweep(tag, mode, wanted, blocks, samples, first_step, last_layer, size, tape, factors, fixed, slots, cs, stride,
-          counts, tables, source, readout, outputs, roles, derivatives, slopes, columns, shared, sample, work, results,
-          cotangent, chunk):
+def sweep(
+    tag,
+    mode,
+    wanted,
+    blocks,
+    samples,
+    first_step,
+    last_layer,
+    size,
+    tape,
+    factors,
+    fixed,
+    slots,
+    cs,
+    stride,
+    counts,
+    tables,
+    source,
+    readout,
+    outputs,
+    roles,
+    derivatives,
+    slopes,
+    columns,
+    shared,
+    sample,
+    work,
+    results,
+    cotangent,
+    chunk,
+):
     """Values, and gradients by `wanted` (1 weights, 2 inputs, 3 both), of a range of blocks.
 
     `mode`: VALUES; JACOBIAN, results[1] (sample, output, column); VECTOR, results[1] (block, 1, column), the gradient
@@ -254,8 +336,9 @@ def sweep(tag, mode, wanted, blocks, samples, first_step, last_layer, size, tape
         start(ket, size, source, block, tag)
         forward(ket, size, tape, coef, counts[0], tables, sines, buf, first_step, steps.shape[0], tag)
         for b in range(0 if mode == JACOBIAN else num_bras):
-            value = observe(ket, bras, 0, size, diagonal, diagonal_of[b] * size, off, off_coef, off_range[b],
-                            off_range[b + 1], tag)
+            value = observe(
+                ket, bras, 0, size, diagonal, diagonal_of[b] * size, off, off_coef, off_range[b], off_range[b + 1], tag
+            )
             store(scratch, b * lanes, value)
         if mode == JACOBIAN and chunk < num_bras:
             for i in range(0, block_width, lanes):
@@ -268,8 +351,19 @@ def sweep(tag, mode, wanted, blocks, samples, first_step, last_layer, size, tape
                     store(ket, i, load(saved, i, tag))
             if mode == JACOBIAN:
                 for b in range(count):
-                    value = observe(ket, bras, b * block_width, size, diagonal, diagonal_of[first + b] * size, off,
-                                    off_coef, off_range[first + b], off_range[first + b + 1], tag)
+                    value = observe(
+                        ket,
+                        bras,
+                        b * block_width,
+                        size,
+                        diagonal,
+                        diagonal_of[first + b] * size,
+                        off,
+                        off_coef,
+                        off_range[first + b],
+                        off_range[first + b + 1],
+                        tag,
+                    )
                     store(scratch, (first + b) * lanes, value)
             else:
                 combine(ket, bras, size, readout, outputs, cotangent, at, inside, scratch, num_bras, tag)
@@ -280,21 +374,68 @@ def sweep(tag, mode, wanted, blocks, samples, first_step, last_layer, size, tape
                     break
                 apply = steps[step, 1] > last_layer
                 if steps[step, 0] == 0:
-                    backward_pass(ket, bras, count, size, tape, step, apply, factors, fixed, roles, wanted, slots, cs,
-                                  stride, at, coef, counts[0], buf, bra_buf, sums, grad, grad_width, tag)
+                    backward_pass(
+                        ket,
+                        bras,
+                        count,
+                        size,
+                        tape,
+                        step,
+                        apply,
+                        factors,
+                        fixed,
+                        roles,
+                        wanted,
+                        slots,
+                        cs,
+                        stride,
+                        at,
+                        coef,
+                        counts[0],
+                        buf,
+                        bra_buf,
+                        sums,
+                        grad,
+                        grad_width,
+                        tag,
+                    )
                 else:
                     table, term, num = steps[step, 4], steps[step, 2], steps[step, 3]
                     for k in range(count):
-                        measure_phases(ket, bras, k * block_width, size, terms, term, num, roles, wanted, grad,
-                                       k * grad_width, tag)
+                        measure_phases(
+                            ket, bras, k * block_width, size, terms, term, num, roles, wanted, grad, k * grad_width, tag
+                        )
                         if apply:
-                            phases(bras, k * block_width, size, terms, term, num, tables[max(table, 0)], table >= 0,
-                                   sines, True, tag)
+                            phases(
+                                bras,
+                                k * block_width,
+                                size,
+                                terms,
+                                term,
+                                num,
+                                tables[max(table, 0)],
+                                table >= 0,
+                                sines,
+                                True,
+                                tag,
+                            )
                     if apply:
                         phases(ket, 0, size, terms, term, num, tables[max(table, 0)], table >= 0, sines, True, tag)
             for k in range(count):
-                chain(derivatives, slopes, columns, shared, sample, stride, at, grad, k * grad_width, by_column, width,
-                      tag)
+                chain(
+                    derivatives,
+                    slopes,
+                    columns,
+                    shared,
+                    sample,
+                    stride,
+                    at,
+                    grad,
+                    k * grad_width,
+                    by_column,
+                    width,
+                    tag,
+                )
                 if mode == JACOBIAN:
                     for o in range(num_out):
                         if out_bra[o] == first + k:
@@ -332,8 +473,9 @@ def combine(ket, bras, size, readout, outputs, cotangent, at, inside, scratch, n
     for i in range(0, width, lanes):
         store(bras, i, zeros(bras, tag))
     for b in range(num_bras):
-        observe(ket, bras, width, size, diagonal, diagonal_of[b] * size, off, off_coef, off_range[b], off_range[b + 1],
-                tag)
+        observe(
+            ket, bras, width, size, diagonal, diagonal_of[b] * size, off, off_coef, off_range[b], off_range[b + 1], tag
+        )
         weight = load(scratch, weights + b * lanes, tag)
         for i in range(0, width, lanes):
             store(bras, i, load(bras, i, tag) + weight * load(bras, width + i, tag))

@@ -103,4 +103,3 @@ def _shifted(sweeper: Sweeper, batch: Batch, per_sample: int, slot: int) -> Batc
 def _evolved(sweeper: Sweeper, batch: Batch) -> NDArray[Any]:
     flat = sweeper.evolve(batch, (0, len(sweeper.tape.steps)), np.zeros(0, sweeper.dtype))
     return flat.reshape(batch.blocks, sweeper.size, 2, LANES)
-

@@ -102,9 +102,7 @@ def test_forward_mode_equals_adjoint(rng, monkeypatch):
             np.testing.assert_allclose(a, b, atol=1e-12)
         got, expected = (e.expectations(inputs, weights) for e in (other, adjoint))
         np.testing.assert_allclose(got, expected, atol=1e-12)
-        np.testing.assert_allclose(
-            other.vjp(inputs, weights, bar)[1], adjoint.vjp(inputs, weights, bar)[1], atol=1e-12
-        )
+        np.testing.assert_allclose(other.vjp(inputs, weights, bar)[1], adjoint.vjp(inputs, weights, bar)[1], atol=1e-12)
 
 
 def test_float32_is_close(rng):

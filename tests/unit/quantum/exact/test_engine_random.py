@@ -61,10 +61,29 @@ FIXED = {
     4: [C3XGate],
 }
 TURNED = {
-    1: [(RXGate, 1), (RYGate, 1), (RZGate, 1), (PhaseGate, 1), (U1Gate, 1), (U2Gate, 2), (U3Gate, 3), (UGate, 3),
-        (RGate, 2)],
-    2: [(RXXGate, 1), (RYYGate, 1), (RZZGate, 1), (RZXGate, 1), (CRXGate, 1), (CRYGate, 1), (CRZGate, 1),
-        (CPhaseGate, 1), (CUGate, 4), (XXMinusYYGate, 2)],
+    1: [
+        (RXGate, 1),
+        (RYGate, 1),
+        (RZGate, 1),
+        (PhaseGate, 1),
+        (U1Gate, 1),
+        (U2Gate, 2),
+        (U3Gate, 3),
+        (UGate, 3),
+        (RGate, 2),
+    ],
+    2: [
+        (RXXGate, 1),
+        (RYYGate, 1),
+        (RZZGate, 1),
+        (RZXGate, 1),
+        (CRXGate, 1),
+        (CRYGate, 1),
+        (CRZGate, 1),
+        (CPhaseGate, 1),
+        (CUGate, 4),
+        (XXMinusYYGate, 2),
+    ],
 }
 
 
@@ -72,8 +91,18 @@ def _expression(draw, x, w):
     a, b = draw(st.sampled_from([*x, *w])), draw(st.sampled_from([*x, *w]))
     number = draw(st.floats(-2, 2).filter(lambda v: abs(v) > 0.05))
     kind = draw(st.integers(0, 9))
-    return [a, a * number + b, a * b, (number - a) * (number - b), a * a * number, 1.0 * number, -a, a.sin() * b,
-            (a * number).cos(), a * b * a][kind]
+    return [
+        a,
+        a * number + b,
+        a * b,
+        (number - a) * (number - b),
+        a * a * number,
+        1.0 * number,
+        -a,
+        a.sin() * b,
+        (a * number).cos(),
+        a * b * a,
+    ][kind]
 
 
 @st.composite
