@@ -40,7 +40,7 @@ test: lint
 
 bench:
 	$(INSTALL) server bench
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.engine
 
 deploy-check:
 	$(INSTALL) server
