@@ -9,26 +9,26 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from types import FrameType
 
 import numpy as np
+from rich.console import Console
 
 from llm_qfl.cli.flower import (
-    command_environment,
     environment,
     project_folder,
-    run_command,
-    run_status,
-    stage_app,
     start_superlink,
 )
-from llm_qfl.cli.launch import follow, new_log_folder
+from llm_qfl.cli.launch import new_log_folder, submit
 from llm_qfl.cli.processes import Interrupted, Processes, free_port, signals_raise
+from llm_qfl.cli.screen import Screen
 from llm_qfl.federation.config import Scalar
 from llm_qfl.federation.errors import FederationError, LlmQflError
 
@@ -119,23 +119,29 @@ def deploy(project: Path, nodes: Sequence[Mapping[str, Scalar]], config: Mapping
         FederationError: a process died, the run failed, or it took longer than `LIMIT`.
     """
     home = project / ".flwr"
-    with Processes(new_log_folder(home), environment(home, project), project) as processes:
+    logs = new_log_folder(home)
+    with Processes(logs, environment(home, project), project) as processes, Screen(Console()) as screen:
         address = start_superlink(processes, simulation=False)
         for node in nodes:
             start_supernode(processes, address, node)
-        command = run_command(stage_app(project, processes.logs), to_toml(config), None)
-        child = processes.start("flwr-run", command, piped=True, environment=command_environment(processes))
-        timer = Timer(LIMIT, child.terminate)
-        timer.start()
-        try:
-            run_id, folder = follow(child, processes.log("flwr-run"))
-        finally:
-            timer.cancel()
-        processes.check()
-        status = run_status(processes, run_id) if run_id else "not started"
-        if status != "finished:completed" or folder is None:
-            raise FederationError(f"the run ended as {status}; see the logs in {processes.logs}")
-        return folder
+        with bounded(LIMIT):
+            return submit(processes, project, to_toml(config), screen)
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Within: after so many seconds a FederationError is raised, whatever is being waited for."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise FederationError(f"the run was not over after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def start_supernode(processes: Processes, superlink: str, node: Mapping[str, Scalar]) -> None:

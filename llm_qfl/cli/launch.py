@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
 
+from rich.console import Console
+
 from llm_qfl.cli.flower import (
     check_overrides,
     command_environment,
@@ -24,6 +26,7 @@ from llm_qfl.cli.flower import (
     start_superlink,
 )
 from llm_qfl.cli.processes import Interrupted, Processes, signals_raise
+from llm_qfl.cli.screen import Screen
 from llm_qfl.federation.errors import FederationError, LlmQflError
 
 KEPT_LOGS = 20
@@ -72,39 +75,55 @@ def simulate(project: Path, sites: int, config: str) -> Path:
     """
     home = project / ".flwr"
     logs = new_log_folder(home)
-    with Processes(logs, environment(home, project), project) as processes:
-        print(
-            f"starting Flower's simulation of {sites} sites (some 20 s), logs in {logs.relative_to(project)}",
-            flush=True,
-        )
+    with Processes(logs, environment(home, project), project) as processes, Screen(Console()) as screen:
+        screen.line(f"starting Flower's simulation of {sites} sites, logs in {logs.relative_to(project)}")
         start_superlink(processes, simulation=True)
-        federation = f"num-supernodes={sites} client-resources-num-cpus=1"
-        command = run_command(stage_app(project, processes.logs), config, federation)
-        child = processes.start("flwr-run", command, piped=True, environment=command_environment(processes))
-        run_id, folder = follow(child, processes.log("flwr-run"))
-        if child.wait() or run_id is None:
-            raise FederationError(f"flwr run ended with exit code {child.returncode}, see {processes.log('flwr-run')}")
-        status = run_status(processes, run_id)
-        if status != "finished:completed":
-            raise FederationError(f"the run ended as {status}; all that was said: {processes.logs}")
-        if folder is None:
-            raise FederationError(f"the run ended but named no run folder, see {processes.log('flwr-run')}")
-        return folder
+        return submit(processes, project, config, screen, f"num-supernodes={sites} client-resources-num-cpus=1")
+
+
+def submit(processes: Processes, project: Path, config: str, screen: Screen, federation: str | None = None) -> Path:
+    """Send the app to the SuperLink that was started, show the run, and see how it ends.
+
+    Args:
+        processes: has a SuperLink.
+        project: the checkout.
+        config: run-config overrides, TOML.
+        screen: where to.
+        federation: size of the simulated federation.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        FederationError: the run failed.
+    """
+    command = run_command(stage_app(project, processes.logs), config, federation)
+    child = processes.start("flwr-run", command, piped=True, environment=command_environment(processes))
+    run_id, folder = follow(child, processes.log("flwr-run"), screen)
+    processes.check()
+    if child.wait() or run_id is None:
+        raise FederationError(f"flwr run ended with exit code {child.returncode}, see {processes.log('flwr-run')}")
+    status = run_status(processes, run_id)
+    if status != "finished:completed":
+        raise FederationError(f"the run ended as {status}; all that was said: {processes.logs}")
+    if folder is None:
+        raise FederationError(f"the run ended but named no run folder, see {processes.log('flwr-run')}")
+    return folder
 
 
 def new_log_folder(home: Path) -> Path:
     """A folder for this run's logs; of the older ones the newest few stay."""
     logs = home / "logs"
     for old in sorted(logs.glob("*"))[: -KEPT_LOGS + 1]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # another run may be at it too
     return logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
-def follow(child: Popen[str], log: Path) -> tuple[str | None, Path | None]:
-    """Print what the app says, keep all in the log, and pick out what is needed.
+def follow(child: Popen[str], log: Path, screen: Screen) -> tuple[str | None, Path | None]:
+    """Show what the app says, keep all in the log, and pick out what is needed.
 
     Returns:
-        Flower's id of the run, and the run folder: the last line that is a folder's path. It is not printed here.
+        Flower's id of the run, and the run folder: the last line that is a folder's path. It is not shown here.
     """
     run_id: str | None = None
     folder: Path | None = None
@@ -124,7 +143,7 @@ def follow(child: Popen[str], log: Path) -> tuple[str | None, Path | None]:
         if line.startswith("/") and os.path.isdir(line):  # unlike Path.is_dir, false for any text
             folder = Path(line)
         elif not (failed and line.startswith(OWN_ERRORS)):  # the app has said it better
-            print(line, flush=True)
+            screen.line(line)
         failed = failed or line.startswith("the run failed:")
     return run_id, folder
 
