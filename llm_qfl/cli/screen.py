@@ -47,6 +47,8 @@ class Screen:
         assert self._status is not None
         if text.startswith("llm-qfl: "):
             return "round 1 is running ..."
+        if text.startswith("report: "):
+            return "Flower is shutting down ..."
         found = _ROUND.match(text)
         if found is None:
             return str(self._status.status)
