@@ -50,6 +50,10 @@ class ModelCircuit:
 
     def digest(self) -> str:
         """By structure: gates, qubits, parameter expressions, observables. Equal in every process."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         lines = [f"qubits {self.circuit.num_qubits}"]
         for step in self.circuit.data:
             qubits = [self.circuit.find_bit(bit).index for bit in step.qubits]
