@@ -5,57 +5,23 @@ Own drawing, because Qiskit's (matplotlib) knows neither the page's colours nor 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from llm_qfl.federation.errors import RunFolderError
 from server_app.report.charts import svg
-from server_app.report.markup import MINUS, Child, count, join, section, tag
+from server_app.report.markup import Child, count, join, section, tag
 from server_app.report.run import Run
 
 if TYPE_CHECKING:
-    from qiskit import QuantumCircuit
-    from qiskit.circuit import CircuitInstruction
+    from llm_qfl.quantum.drawing import Gate
 
 ROW, GAP, LINE_WIDTH = 44.0, 10.0, 1080.0
 FACTS = {"gates": "gates with weights (G)", "parameters": "parameters, readout included"}
-MOST_LETTERS = 26
 MOST_GATES = 1500  # beyond, a drawing says nothing
 NAME = {"rx": "RX", "ry": "RY", "rz": "RZ", "p": "P", "u": "U", "cz": "CZ", "cp": "CP", "sdg": "S†"}
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One gate as it is drawn.
-
-    Attributes:
-        name: of the operation.
-        qubits: wires, controls first.
-        text: its angles.
-        kind: `data`, `weight`, `mixed` or `fixed`.
-    """
-
-    name: str
-    qubits: tuple[int, ...]
-    text: str
-    kind: str
-
-    @property
-    def label(self) -> str:
-        """The angles, cut where they are too long."""
-        return self.text if len(self.text) <= MOST_LETTERS else self.text[: MOST_LETTERS - 1] + "…"
-
-    @property
-    def width(self) -> float:
-        """Pixels."""
-        if self.name in ("cx", "cz", "swap", "barrier"):
-            return 22.0
-        return max(34.0, 6.2 * len(self.label) + 10, 9.0 * len(self.name) + 10)
 
 
 def circuit_section(run: Run) -> Markup:
@@ -71,6 +37,8 @@ def circuit_section(run: Run) -> Markup:
 
 
 def _drawing(path: Path) -> Markup:
+    from llm_qfl.quantum.drawing import load_circuit, read_gate  # qiskit, for those who draw
+
     circuit = load_circuit(path)
     if len(circuit.data) > MOST_GATES:
         return tag("p", f"{len(circuit.data):,} gates are too many to draw; model/circuit.qpy holds them.")
@@ -86,50 +54,6 @@ def _drawing(path: Path) -> Markup:
         tag("figcaption", tag("span", legend, class_="legend")),
         tag("div", draw(circuit.num_qubits, gates, words), class_="scroll"),
     )
-
-
-def load_circuit(path: Path) -> QuantumCircuit:
-    """The circuit of a model folder, one level of composite gates opened.
-
-    Raises:
-        RunFolderError: not a QPY file.
-    """
-    from qiskit import qpy
-    from qiskit.exceptions import QiskitError
-
-    try:
-        with open(path, "rb") as file:
-            loaded = qpy.load(file)
-    except (OSError, EOFError, QiskitError, ValueError, struct.error) as error:
-        raise RunFolderError(f"{path}: not a circuit ({error}); run again or restore the folder") from error
-    circuit: QuantumCircuit = loaded[0]
-    # Library circuits (ZZFeatureMap, RealAmplitudes) sit inside as one block.
-    blocks = {item.operation.name for item in circuit.data if len(item.operation.params) > 3}
-    return circuit.decompose(gates_to_decompose=sorted(blocks)) if blocks else circuit
-
-
-def read_gate(circuit: QuantumCircuit, item: CircuitInstruction) -> Gate | None:
-    """An instruction as it is drawn; measurements are left out."""
-    from qiskit.circuit import ParameterExpression
-
-    if item.operation.name == "measure":
-        return None
-    qubits = tuple(circuit.find_bit(qubit).index for qubit in item.qubits)
-    parameters = {
-        parameter.name
-        for p in item.operation.params
-        if isinstance(p, ParameterExpression)
-        for parameter in p.parameters
-    }
-    data = {name for name in parameters if is_input(name)}
-    kind = "fixed" if not parameters else "mixed" if data and parameters - data else "data" if data else "weight"
-    text = ", ".join(_angle(p) for p in item.operation.params)
-    return Gate(item.operation.name, qubits, text, kind)
-
-
-def is_input(name: str) -> bool:
-    """Does a parameter carry a feature? Inputs are called `x[...]`, weights otherwise."""
-    return name.partition("[")[0] == "x"
 
 
 def draw(qubits: int, gates: Sequence[Gate], words: str) -> Markup:
@@ -213,16 +137,6 @@ def _gate(gate: Gate, middle: float) -> Markup:
     if len(gate.qubits) > 1:
         parts += [tag("circle", class_="control", cx=middle - gate.width / 2, cy=_wire(q), r=2.5) for q in gate.qubits]
     return join(parts)
-
-
-def _angle(value: object) -> str:
-    """An angle in few letters: numbers as multiples of pi where they are."""
-    from qiskit.circuit.tools import pi_check
-
-    text: str = pi_check(value, ndigits=3, output="text")
-    for old, new in (("theta", "θ"), ("pi", "π"), ("[", ""), ("]", ""), ("*", "·"), (" ", ""), ("-", MINUS)):
-        text = text.replace(old, new)
-    return text
 
 
 def _fact(value: object) -> Child:

@@ -8,9 +8,10 @@ import pytest
 from scipy.stats import norm
 
 from llm_qfl.federation.errors import RunFolderError
+from llm_qfl.quantum.drawing import load_circuit, read_gate
 from server_app.report import read_run, write_report
 from server_app.report.charts import nice_ticks
-from server_app.report.circuit import draw, load_circuit, read_gate
+from server_app.report.circuit import draw
 from server_app.report.headline import verdict
 from server_app.report.intervals import difference, wilson
 from server_app.report.page import SECTIONS
