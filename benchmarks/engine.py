@@ -66,6 +66,8 @@ def measure(peer, circuit, qubits, rows):
     first = time.perf_counter() - before
     scale = rows / given
     row = np.asarray(result)[0]
+    if peer == "PennyLane + jax":
+        forward()  # compiles; its own first call, not a slow peer's
     return {
         "import_s": imports,
         "first_s": first,
