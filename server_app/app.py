@@ -18,7 +18,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation; the last line printed names the run folder.
 
     Raises:
-        LlmQflError: the run cannot go on; the run folder's summary says `failed` and why.
+        LlmQflError: the run cannot go on. Whatever ends a run, the folder's summary says `failed` and why.
     """
     config = RunConfig.from_run_config(context.run_config)
     from llm_qfl.federation.settings import project_folder
@@ -33,11 +33,12 @@ def main(grid: Grid, context: Context) -> None:
     book = FolderBook(ledger, display)
     try:
         finished = run_session(grid, config, book)
-    except LlmQflError as error:
+    except Exception as error:
+        reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
         rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0
-        ledger.write_json("summary.json", failure_json(ledger.run_id, config, str(error), rounds))
+        ledger.write_json("summary.json", failure_json(ledger.run_id, config, reason, rounds))
         write_report(ledger.folder)
-        display.fail(str(error))
+        display.fail(reason)
         raise
     summary = book.finish(finished)
     write_report(ledger.folder)

@@ -6,6 +6,7 @@ the run goes on with the others where that is possible.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,9 +69,10 @@ def take_census(grid: BoundedGrid, config: RunConfig, fingerprint: Mapping[str, 
     by_site = {census.site: (node, census) for node, census in answers.items()}
     left_out |= _odd_ones({site: census for site, (_, census) in by_site.items()}, config)
     kept = {site: pair for site, pair in sorted(by_site.items()) if site not in left_out}
-    if len(kept) < max(1, server.sites):
+    needed = max(1, math.ceil(server.quorum * server.sites))
+    if len(kept) < needed:
         listing = "; ".join(f"{who}: {why}" for who, why in sorted(left_out.items())) or "no node answered"
-        raise FederationError(f"{len(kept)} of {max(1, server.sites)} sites can take part. {listing}")
+        raise FederationError(f"{len(kept)} sites can take part, {needed} are needed. {listing}")
     return Roll(
         {site: node for site, (node, _) in kept.items()},
         {site: census for site, (_, census) in kept.items()},

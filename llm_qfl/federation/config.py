@@ -48,7 +48,8 @@ class ServerConfig(Section):
     sites: Annotated[int, Field(ge=0)] = 0
     """Sites to wait for before the run starts; 0 takes those that are there when the first has come."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a round's sites whose reply must be accepted, or the round keeps the old model."""
+    """Share of a round's sites whose reply must be accepted, or the round keeps the old model (and of `server.sites`
+    that must be able to take part at all)."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the sites that train in a round (seeded draw, at least two where there are two)."""
     weighting: Literal["examples", "uniform"] = "examples"

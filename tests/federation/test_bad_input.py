@@ -166,3 +166,36 @@ def test_nothing_of_a_handlers_exception_reaches_the_server(monkeypatch):
     for closed in run.finished.rounds:
         assert not closed.aggregated
         assert set(closed.rejected.values()) == {"ValueError (code 1001)"}
+
+
+def test_a_quorum_of_the_expected_sites_is_enough_to_begin(tmp_path):
+    nodes = [{"site": n, "data-path": write(tmp_path / f"{n}.csv", GOOD)} for n in ("one", "two")]
+    nodes.append({"site": "bad", "data-path": str(tmp_path / "missing.csv")})
+    keys = {**SMALL, "data.test": "federated", "quantum.qubits": 2, "server.sites": 3}
+    assert run_federation({**keys, "server.quorum": 0.6}, nodes=nodes).summary["clients"] == 2
+    with pytest.raises(FederationError, match="2 sites can take part, 3 are needed"):
+        run_federation({**keys, "server.quorum": 0.9}, nodes=nodes)
+
+
+def test_whatever_ends_a_run_the_folder_says_failed_and_why(tmp_path, monkeypatch):
+    from flwr.app import Context, RecordDict
+
+    import server_app.session
+    from client_app.app import app as client_app
+    from llm_qfl.federation.config import default_run_config
+    from server_app.app import app as server
+    from simulation.grid import InMemoryGrid
+
+    def broken(*args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(server_app.session, "take_census", broken)
+    monkeypatch.setenv("LLM_QFL_PROJECT", str(tmp_path))
+    config = {**default_run_config(), **SMALL}
+    grid = InMemoryGrid(client_app, {1: {"partition-id": 0, "num-partitions": 1}}, config)
+    with pytest.raises(ZeroDivisionError):
+        server(grid, Context(1, 1, {}, RecordDict(), config))
+    (folder,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["stop_reason"]) == ("failed", "ZeroDivisionError: a bug")
+    assert "a bug" in (folder / "report.html").read_text()
