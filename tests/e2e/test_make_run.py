@@ -7,8 +7,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+
+from simulation.run import run_federation
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -36,6 +39,9 @@ def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(
     assert (summary["status"], summary["clients"], summary["rounds"]) == ("finished", 3, 2)
     assert not (home / ".flwr").exists()
     assert "INFO" not in out
+    in_memory = run_federation({"server.rounds": 2}, sites=3)
+    with np.load(folder / "model" / "weights.npz") as arrays:
+        np.testing.assert_array_equal(arrays["theta"], in_memory.theta)  # Flower's simulation, bit for bit
 
 
 @pytest.mark.parametrize(
