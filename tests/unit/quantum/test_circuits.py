@@ -64,9 +64,9 @@ def test_zz_real_amplitudes_is_the_papers_setting():
     made = build_circuit(QuantumConfig(circuit="zz-real-amplitudes", qubits=4, layers=3), 2)
     rng = np.random.default_rng(1)
     x, weights = rng.normal(size=4), rng.normal(size=16)
-    paper = (
-        zz_feature_map(4, reps=1).assign_parameters(x).compose(real_amplitudes(4, reps=3).assign_parameters(weights))
-    )
+    # features of +-pi enter where MinMax scaling puts the paper's: in [0, 1]
+    encoded = zz_feature_map(4, reps=1).assign_parameters(x / (2 * np.pi) + 0.5)
+    paper = encoded.compose(real_amplitudes(4, reps=3).assign_parameters(weights))
     np.testing.assert_allclose(bound(made, x, weights).data, Statevector(paper).data, atol=1e-12)
 
 
