@@ -122,8 +122,8 @@ def _qcnn(config: QuantumConfig) -> _Parts:
 def _paper_range(encoding: QuantumCircuit) -> QuantumCircuit:
     """Features in [-pi, pi] enter as x/(2 pi) + 1/2, in [0, 1], where the published code's MinMax scaling puts them.
 
-    These encodings have no trainable scale. Over +-pi the phases of ZZFeatureMap turn many times and nothing is learned:
-    one run on 4-mer principal components gave .52 test accuracy, this range .78.
+    These encodings have no trainable scale. Over +-pi the phases of ZZFeatureMap turn many times and nothing is
+    learned: one run on 4-mer principal components gave .52 test accuracy, this range .78.
     """
     scaled: QuantumCircuit = encoding.assign_parameters({x: x / (2 * np.pi) + 0.5 for x in encoding.parameters})
     return scaled
