@@ -1,0 +1,96 @@
+"""What can go wrong with IBM Quantum, told apart by what the reader has to do.
+
+BackendError
+└── IbmError
+    ├── CredentialsError     no account, wrong token, instance not accessible (nothing was spent)
+    ├── PreflightError       device unknown, down or too small; limits of a job (nothing was spent)
+    │   └── BudgetError      over the QPU seconds of the run or the site (nothing was spent)
+    ├── LedgerError          the ledger cannot be read or written (nothing was spent)
+    ├── SubmissionRefusedError    the service said no: it took no job
+    │   └── SessionClosedError
+    ├── SubmissionUncertainError  no answer, or an error after which the job may exist; the ledger looks for it
+    ├── ServiceUnavailableError   the service does not answer; whatever was submitted stays in the ledger
+    ├── JobWaitError         not finished within the site's patience; it stays in the ledger
+    └── JobError             the job ended without a result; it may have cost QPU seconds
+        ├── JobFailedError   JobCancelledError   JobExpiredError   JobTimedOutError
+"""
+
+from llm_qfl.federation.errors import BackendError
+
+
+class IbmError(BackendError):
+    """Base of the errors of IBM Quantum."""
+
+
+class CredentialsError(IbmError):
+    """No account, a wrong token, or an instance that the account may not use; nothing was spent."""
+
+
+class PreflightError(IbmError):
+    """The device cannot take the job; nothing was spent."""
+
+
+class BudgetError(PreflightError):
+    """The job would cost more QPU seconds than are left; nothing was spent."""
+
+
+class LedgerError(IbmError):
+    """The ledger on the site's disk cannot be read or written; nothing was submitted."""
+
+
+class SubmissionRefusedError(IbmError):
+    """The service refused the submission: it took no job.
+
+    Args:
+        message: what came, and what to do.
+        transient: worth another try (too many requests).
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class SessionClosedError(SubmissionRefusedError):
+    """The session or batch accepts no more jobs; what was submitted before is kept."""
+
+
+class SubmissionUncertainError(IbmError):
+    """The submission may have reached the service; whether a job exists must be looked up."""
+
+
+class ServiceUnavailableError(IbmError):
+    """The service did not answer within the retries; submitted jobs stay in the ledger."""
+
+
+class JobWaitError(IbmError):
+    """The job did not finish within the site's patience; it stays in the ledger and is found again."""
+
+
+class JobError(IbmError):
+    """The job ended without a result; it may have cost QPU seconds and is not replaced on its own.
+
+    Args:
+        message: what came, and what to do.
+        job_id: at the service.
+    """
+
+    def __init__(self, message: str, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class JobFailedError(JobError):
+    """It ended in an error."""
+
+
+class JobCancelledError(JobError):
+    """Somebody cancelled it."""
+
+
+class JobExpiredError(JobError):
+    """The service dropped it: unknown by now, or its session ended before it ran."""
+
+
+class JobTimedOutError(JobError):
+    """It ran longer than its maximum execution time."""
