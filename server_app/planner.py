@@ -24,7 +24,7 @@ def plan_round(config: RunConfig, server_round: int, sites: Sequence[str], budge
     """
     chosen = sample_sites(config, server_round, sites)
     rate = learning_rate(config.training, server_round, config.server.rounds)
-    return RoundPlan(server_round, chosen, budget, rate)
+    return RoundPlan(server_round, chosen, budget, rate, config.quantum.shots)
 
 
 def sample_sites(config: RunConfig, server_round: int, sites: Sequence[str]) -> tuple[str, ...]:

@@ -13,27 +13,18 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.errors import ConfigError
+from llm_qfl.federation.section import Fraction, PositiveInt, Section
 
 Scalar = bool | int | float | str
 
 # Keys that say where and how long, not what is computed: they stay out of the fingerprint.
-NOT_NUMBERS = frozenset({"server.output", "server.deadline", "server.wait", "server.show"})
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class Section(BaseModel):
-    """Frozen, closed, strict about types (an int is accepted for a float, nothing else is converted)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
+NOT_NUMBERS = frozenset(
+    {"server.output", "server.deadline", "server.patience", "server.wait", "server.show", "quantum.job-patience"}
+)
 
 
 class ServerConfig(Section):
@@ -56,6 +47,13 @@ class ServerConfig(Section):
     """Weights of the average: training rows of each site, or one each."""
     deadline: Annotated[float, Field(gt=0)] = 600.0
     """Seconds a round waits for replies."""
+    late: Literal["weighted", "dropped"] = "weighted"
+    """What becomes of an answer that comes after its round's deadline: it enters the next aggregation with a staleness
+    weight, or is dropped and counted."""
+    staleness: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A late answer's weight falls by this factor for each round that it is late."""
+    patience: Annotated[float, Field(gt=0)] = 86400.0
+    """Seconds that a task stays valid after it was sent: a site that waits for a QPU may answer until then."""
     wait: Annotated[float, Field(gt=0)] = 120.0
     """Seconds to wait for sites before giving up."""
     show: Literal["auto", "live", "plain"] = "auto"
@@ -115,9 +113,27 @@ class QuantumConfig(Section):
     readout: Literal["scale", "scale-bias", "linear", "parity", "bit"] = "linear"
     """How expectation values become class probabilities."""
     backend: str = "exact"
-    """Where circuits run."""
+    """Where circuits run: `exact`, `aer` (shots), `aer-<fake device>` (its noise and topology), `ibm:<device>`,
+    `ibm:least-busy`, `ibm-local:<fake device>` (IBM's client without an account). A site's own `backend` (node config)
+    replaces it."""
+    evaluation_backend: str = "same"
+    """Where validation and test rows are scored: `same` as training, or a backend of its own."""
     precision: Literal["float64", "float32"] = "float64"
     """Precision of the exact engine."""
+    shots: PositiveInt = 1024
+    """Shots of every circuit on a backend that samples."""
+    mitigation: Literal["none", "readout", "zne"] = "none"
+    """Error mitigation: of the read-out (IBM: resilience level 1), or with zero-noise extrapolation (IBM: level 2)."""
+    dynamical_decoupling: Literal["none", "XX", "XpXm", "XY4"] = "none"
+    """IBM: sequence on idle qubits."""
+    twirling: Literal["default", "none", "gates", "measure", "both"] = "default"
+    """IBM: Pauli twirling; `default` is the client's choice for the mitigation."""
+    mode: Literal["job", "batch", "session"] = "job"
+    """IBM: every job on its own, or in a batch or session of the site."""
+    qpu_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """IBM: QPU seconds that each site may spend in this run; more is refused before anything is spent."""
+    job_patience: Annotated[float, Field(gt=0)] = 86400.0
+    """IBM: seconds that a site waits for a job to end; it stays in the ledger and is found again."""
 
 
 class TrainingConfig(Section):
@@ -250,7 +266,7 @@ def _cross_problems(config: RunConfig) -> list[str]:
     problems = _source_problems("data.source", data.source, ("breast-cancer", "digits"), ("csv:", "hub:"))
     problems += _source_problems("data.test", data.test, ("server", "federated"), ("file:",))
     problems += _source_problems("data.validation", data.validation, ("server", "federated"), ("file:",))
-    problems += _source_problems("quantum.backend", quantum.backend, ("exact",), ())
+    problems += _backend_problems(config)
     classes = data.class_list
     if classes is not None and (len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes):
         problems.append(f"data.classes: expected 'all' or at least two different labels (0,1), got {data.classes!r}")
@@ -264,6 +280,16 @@ def _cross_problems(config: RunConfig) -> list[str]:
         problems += readout_problems(quantum, len(classes))
     if training.optimizer == "cobyla" and training.batch_size:
         problems.append("training.batch-size: COBYLA needs one objective for the whole round, expected 0")
+    return problems
+
+
+def _backend_problems(config: RunConfig) -> list[str]:
+    quantum = config.quantum
+    problems = []
+    for key, name in (("quantum.backend", quantum.backend), ("quantum.evaluation-backend", quantum.evaluation_backend)):
+        if name != "same" or key == "quantum.backend":
+            problem = backend_problem(name)
+            problems += [f"{key}: {problem}"] if problem else []
     return problems
 
 

@@ -87,7 +87,12 @@ class Spent:
     circuits: int = 0
     """Evaluations times rows."""
     shots: int = 0
+    """Executions on a backend that samples, those of validation and mitigation included."""
     qpu_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    """Seconds that the site's jobs waited for a QPU."""
+    jobs: int = 0
+    """Jobs on IBM Quantum."""
     validation_circuits: int = 0
     simulated_circuits: int = 0
     """What the simulator really did: forward and adjoint sweeps over rows."""
@@ -105,7 +110,7 @@ class RoundPlan:
     budget: int
     learning_rate: float
     shots: int = 0
-    """0: exact expectation values."""
+    """Of every circuit, at the sites whose backend samples."""
 
 
 @dataclass(frozen=True, eq=False)

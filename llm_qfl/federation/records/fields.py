@@ -167,13 +167,16 @@ def read_float(record: ConfigRecord | MetricRecord, key: str) -> float:
     return float(value)
 
 
+_SECONDS = ("qpu_seconds", "queue_seconds")
+
+
 def read_spent(metrics: MetricRecord) -> Spent:
     """What the site's work cost."""
-    counts = {name: read_int(metrics, kebab(name)) for name in Spent.__dataclass_fields__ if name != "qpu_seconds"}
-    qpu_seconds = read_float(metrics, "qpu-seconds")
-    if qpu_seconds < 0:
-        raise RecordError(f"qpu-seconds: expected no negative number, got {qpu_seconds}")
-    return Spent(qpu_seconds=qpu_seconds, **counts)
+    counts = {name: read_int(metrics, kebab(name)) for name in Spent.__dataclass_fields__ if name not in _SECONDS}
+    seconds = {name: read_float(metrics, kebab(name)) for name in _SECONDS}
+    if negative := [f"{kebab(name)}: {value}" for name, value in seconds.items() if value < 0]:
+        raise RecordError(f"expected no negative number, got {', '.join(negative)}")
+    return Spent(qpu_seconds=seconds["qpu_seconds"], queue_seconds=seconds["queue_seconds"], **counts)
 
 
 def read_counts(metrics: MetricRecord, key: str, length: int) -> Labels:
