@@ -5,6 +5,7 @@ LlmQflError
 ├── DataError          rows, labels or columns are not what the configuration says
 ├── CircuitError       a circuit, observable or argument that the engine cannot simulate
 ├── BackendError       a backend cannot run what was asked (nothing was spent)
+├── LanguageError      a language model, its split, its adapter or a file of theirs is not what was asked for
 ├── RecordError        a Flower message does not hold what the record schema says
 ├── FingerprintError   the two sides differ in something that changes numbers
 ├── SetupMissingError  a site was not sent, or has lost, the setup that a task names
@@ -47,6 +48,10 @@ class CircuitError(LlmQflError, ValueError):
 
 class BackendError(LlmQflError):
     """A backend cannot run what was asked; nothing was spent."""
+
+
+class LanguageError(LlmQflError):
+    """A language model, its split, its adapter or a file of theirs is not what was asked for."""
 
 
 class RecordError(LlmQflError):
