@@ -1,0 +1,312 @@
+"""The compressed model as a folder: what a site holds, and all that it holds.
+
+The folder has `model.safetensors` with the kept layers under their new numbers, an edited `config.json`, the tokenizer
+and `manifest.json`: split plan, digest of the base model, shapes of the LoRAs, size and SHA-256 of every file. The
+SHA-256 of the manifest names the folder, so whoever knows that one number can check all of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llm_qfl.federation.errors import LanguageError
+from llm_qfl.language.files import CHUNK, cached_digest, file_digest, read_json, write_folder
+from llm_qfl.language.lora import LoraSpec
+from llm_qfl.language.models import load_model, load_tokenizer
+from llm_qfl.language.split import SplitPlan
+from llm_qfl.language.stack import Stack
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+TIMEOUT = 60.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a compressed model says of itself.
+
+    Attributes:
+        plan: how the full model was cut.
+        base_name, base_digest: the full model.
+        lora: shapes of the LoRAs that go on it, by adapter name.
+        files: size and SHA-256 of every file.
+    """
+
+    plan: SplitPlan
+    base_name: str
+    base_digest: str
+    lora: dict[str, LoraSpec]
+    files: dict[str, tuple[int, str]]
+
+    def text(self) -> str:
+        """The file's text; its SHA-256 is the model's name."""
+        data = {
+            "format": FORMAT,
+            "plan": self.plan.to_json(),
+            "base": {"name": self.base_name, "digest": self.base_digest},
+            "lora": {name: asdict(spec) for name, spec in self.lora.items()},
+            "files": {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()},
+        }
+        return json.dumps(data, indent=1, sort_keys=True)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read the JSON form.
+
+        Raises:
+            LanguageError: for another format, a missing field, or a file name that leads out of the folder.
+        """
+        try:
+            if data["format"] != FORMAT:
+                raise LanguageError(f"{MANIFEST}: expected format {FORMAT}, got {data['format']}; use one release")
+            files = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in data["files"].items()}
+            lora = {str(k): LoraSpec(**v) for k, v in data["lora"].items()}
+            base = data["base"]
+            manifest = cls(SplitPlan.from_json(data["plan"]), str(base["name"]), str(base["digest"]), lora, files)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LanguageError(f"{MANIFEST}: a field is missing or of another kind: {error}") from error
+        for name in manifest.files:
+            if Path(name).name != name or name.startswith("."):
+                raise LanguageError(f"{MANIFEST}: a file may not be called {name!r}")
+        return manifest
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedModel:
+    """A compressed model, loaded.
+
+    Attributes:
+        stack: its layers, numbered as in `manifest.plan.held`.
+        tokenizer: the base model's.
+        manifest: what it says of itself.
+        sha256: its name.
+    """
+
+    stack: Stack
+    tokenizer: PreTrainedTokenizerBase
+    manifest: Manifest
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """Where a compressed model was written.
+
+    Attributes:
+        folder: the folder.
+        sha256: its name.
+        size: bytes of all files.
+        parameters: numbers in it.
+    """
+
+    folder: Path
+    sha256: str
+    size: int
+    parameters: int
+
+
+def export_compressed(
+    stack: Stack,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: SplitPlan,
+    base: tuple[str, str],
+    lora: dict[str, LoraSpec],
+    parent: Path,
+) -> ExportedModel:
+    """Write the compressed model to `parent/<sha256>`.
+
+    Args:
+        stack: the full model; LoRAs on it stay out.
+        tokenizer: its tokenizer.
+        plan: how it is cut.
+        base: name and digest of the full model.
+        lora: LoRAs that sites put on it.
+        parent: folder of the folder.
+
+    Raises:
+        LanguageError: where the plan is for another number of layers, or there is no room.
+    """
+    if plan.n != len(stack):
+        raise LanguageError(f"split plan: made for {plan.n} layers, the model has {len(stack)}")
+    tensors = pruned_tensors(stack, plan)
+    config = pruned_config(stack, plan)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    digest = ""
+
+    def write(folder: Path) -> None:
+        nonlocal digest, size
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        files = {}
+        for path in sorted(folder.iterdir()):
+            path.chmod(0o644)
+            files[path.name] = (path.stat().st_size, file_digest(path))
+        text = Manifest(plan, Path(base[0]).name, base[1], lora, files).text()
+        (folder / MANIFEST).write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        size = sum(path.stat().st_size for path in folder.iterdir())
+
+    part = parent / "compressed"
+    write_folder(part, write, size=size, what="the compressed model")
+    target = parent / digest
+    if target.exists():  # the same bytes: a former run's, perhaps in use
+        shutil.rmtree(part)
+    else:
+        part.rename(target)
+    return ExportedModel(target, digest, size, sum(tensor.numel() for tensor in tensors.values()))
+
+
+def pruned_tensors(stack: Stack, plan: SplitPlan) -> dict[str, Tensor]:
+    """Weights of the kept layers under their new numbers, and of everything that is no layer; tied ones once."""
+    prefix = f"{stack.family.core}.{stack.family.layers}."
+    tensors: dict[str, Tensor] = {}
+    held = set(plan.held)
+    for name, tensor in stack.model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        key = name.replace(".base_layer.", ".")
+        if key.startswith(prefix):
+            number, rest = key[len(prefix) :].split(".", 1)
+            if int(number) not in held:
+                continue
+            key = f"{prefix}{plan.to_compressed(int(number))}.{rest}"
+        elif key == "lm_head.weight" and stack.config.tie_word_embeddings:
+            continue
+        tensors[key] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def pruned_config(stack: Stack, plan: SplitPlan) -> Any:  # noqa: ANN401 - a transformers config, each of its own class
+    """The configuration of the compressed model: fewer layers, and each keeps its own kind of attention."""
+    data = copy.deepcopy(stack.config.to_dict())
+    kinds = data.get("layer_types")
+    data["n_layer" if stack.config.model_type == "gpt2" else "num_hidden_layers"] = len(plan.held)
+    if kinds:
+        data["layer_types"] = [kinds[i] for i in plan.held]
+    data["_name_or_path"] = ""
+    data["architectures"] = [type(stack.model).__name__]
+    return type(stack.config).from_dict(data)
+
+
+def load_compressed(folder: Path, sha256: str, *, quantization: str = "none") -> CompressedModel:
+    """Load a compressed model after every byte of it was checked; the base model is not needed.
+
+    Args:
+        folder: its folder.
+        sha256: its name, as the server said it.
+        quantization: `none` or `nf4`.
+
+    Raises:
+        LanguageError: where anything differs from what the name promises.
+    """
+    path = folder / MANIFEST
+    manifest = Manifest.parse(read_json(path, "compressed model"))
+    found = file_digest(path)
+    if found != sha256:
+        raise LanguageError(
+            f"compressed model in {folder}: expected SHA-256 {sha256}, got {found}: it is another model"
+        )
+    check_files(folder, manifest)
+    stack = Stack(load_model(folder, quantization=quantization))
+    if len(stack) != len(manifest.plan.held):
+        raise LanguageError(f"compressed model: {len(stack)} layers, its plan holds {len(manifest.plan.held)}")
+    return CompressedModel(stack, load_tokenizer(folder), manifest, sha256)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its size and digest.
+
+    Raises:
+        LanguageError: naming the first that differs.
+    """
+    for name, (size, digest) in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise LanguageError(f"compressed model: {path} is missing; fetch the model again")
+        if path.stat().st_size != size:
+            raise LanguageError(
+                f"compressed model: {path} has {path.stat().st_size} bytes, expected {size}: cut short? fetch it again"
+            )
+        if cached_digest(path) != digest:
+            raise LanguageError(f"compressed model: {path} is not the file that the manifest names; fetch it again")
+
+
+def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
+    """The local folder of a compressed model: a path is taken where it is, a URL is fetched once.
+
+    Args:
+        source: a folder, or the http(s) address of one (`https://server/models/<sha256>`).
+        sha256: the model's name.
+        cache: where fetched models are kept.
+
+    Raises:
+        LanguageError: where it cannot be had, is another model, or does not fit on the disk.
+    """
+    if not source.startswith(("http://", "https://")):
+        folder = Path(source)
+        if not (folder / MANIFEST).is_file():
+            raise LanguageError(f"compressed model: no {MANIFEST} in {folder}")
+        return folder
+    target = cache / sha256
+    if (target / MANIFEST).is_file():
+        return target
+    text = _get(f"{source.rstrip('/')}/{MANIFEST}", 1 << 20)
+    found = hashlib.sha256(text).hexdigest()
+    if found != sha256:
+        raise LanguageError(f"compressed model at {source}: expected SHA-256 {sha256}, got {found}")
+    manifest = Manifest.parse(json.loads(text))
+
+    def write(folder: Path) -> None:
+        for name, (size, _) in manifest.files.items():
+            _download(f"{source.rstrip('/')}/{name}", folder / name, size)
+        check_files(folder, manifest)
+        (folder / MANIFEST).write_bytes(text)
+
+    write_folder(target, write, size=sum(s for s, _ in manifest.files.values()), what="the compressed model")
+    return target
+
+
+def _get(url: str, limit: int) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            body: bytes = answer.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise LanguageError(f"cannot fetch {url}: {error}") from error
+    if len(body) > limit:
+        raise LanguageError(f"{url} is larger than {limit} bytes")
+    return body
+
+
+def _download(url: str, path: Path, size: int) -> None:
+    done = 0
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as out:
+            while block := answer.read(CHUNK):
+                done += len(block)
+                if done > size:
+                    break
+                out.write(block)
+    except urllib.error.URLError as error:
+        raise LanguageError(f"cannot fetch {url}: {error.reason}") from error
+    if done != size:
+        raise LanguageError(f"{url}: expected {size} bytes, got {done if done < size else 'more'}; try again")
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Numbers in a model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
