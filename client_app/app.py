@@ -38,8 +38,8 @@ def train(message: Message, context: Context) -> Message:
     work = prepare(message, context)
     if work.task.plan is None:
         raise RecordError("plan: expected a ConfigRecord in a train task, got none")
-    report = local_round(work.task.state, work.task.plan, work.partition, work.model, work.baselines, work.config)
-    return Message(encode_report(report, work.model.parameter_names, work.fingerprint), reply_to=message)
+    report = local_round(work.task.state, work.task.plan, work.partition, work.qnn, work.baselines, work.config)
+    return Message(encode_report(report, work.qnn.model.parameter_names, work.fingerprint), reply_to=message)
 
 
 @app.evaluate()
@@ -50,5 +50,5 @@ def evaluate(message: Message, context: Context) -> Message:
     from client_app.work import prepare
 
     work = prepare(message, context)
-    evaluation = local_evaluation(work.task.state, work.partition, work.model, work.baselines)
+    evaluation = local_evaluation(work.task.state, work.partition, work.qnn, work.baselines)
     return Message(encode_evaluation(evaluation), reply_to=message)

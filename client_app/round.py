@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from llm_qfl.baselines import Baseline
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.records import Evaluation
 from llm_qfl.federation.seeding import stream
-from llm_qfl.federation.types import ClientReport, GlobalState, Partition, RoundPlan, Spent
+from llm_qfl.federation.types import Array, ClientReport, GlobalState, Partition, RoundPlan, Rows, Scores, Spent
 from llm_qfl.quantum.model import QNNModel
+from llm_qfl.quantum.scope import Scope
 from llm_qfl.quantum.training import train
+
+
+@dataclass(frozen=True, eq=False)
+class SiteQNN:
+    """The QNN at one site.
+
+    Attributes:
+        model: on the backend that trains.
+        scorer: on the backend that scores validation and test rows.
+        scope: for which run, site and round; the purpose is added here.
+    """
+
+    model: QNNModel
+    scorer: QNNModel
+    scope: Scope = field(default_factory=Scope)
+
+    @classmethod
+    def of(cls, model: QNNModel) -> SiteQNN:
+        """One model for both, in no run's scope."""
+        return cls(model, model)
+
+    def scores(self, theta: Array, rows: Rows, purpose: str) -> tuple[Scores, Spent]:
+        """Sums over rows, and what their circuits cost beside the count of circuits."""
+        scorer = self.scorer.at(replace(self.scope, purpose=purpose))
+        scores = scorer.scores(theta, rows)
+        return scores, scorer.spent + Spent(validation_circuits=len(rows))
 
 
 def local_round(
     state: GlobalState,
     plan: RoundPlan,
     partition: Partition,
-    model: QNNModel,
+    qnn: SiteQNN,
     baselines: Mapping[str, Baseline],
     config: RunConfig,
 ) -> ClientReport:
@@ -29,6 +57,7 @@ def local_round(
     started = time.monotonic()
     seed, site, number = config.server.seed, partition.site, plan.server_round
     rng = stream(seed, site, number, "qnn")
+    model = qnn.model.at(replace(qnn.scope, purpose="train"))
     result = train(
         model,
         partition.train,
@@ -51,33 +80,38 @@ def local_round(
             batch_size=config.training.batch_size,
             rng=stream(seed, site, number, f"baseline/{name}"),
         )
-    validation = Spent(validation_circuits=2 * len(partition.validation))
+    received, received_spent = qnn.scores(state.theta, partition.validation, "received")
+    trained, trained_spent = qnn.scores(result.theta, partition.validation, "trained")
     return ClientReport(
         site=site,
         server_round=number,
         theta=result.theta,
         num_examples=len(partition.train),
-        received=model.scores(state.theta, partition.validation),
-        trained=model.scores(result.theta, partition.validation),
+        received=received,
+        trained=trained,
         train_loss_first=result.first_loss,
         train_loss_best=result.best_loss,
-        spent=result.spent + validation,
+        spent=result.spent + model.spent + received_spent + trained_spent,
         seconds=time.monotonic() - started,
         baselines=trained_baselines,
         baseline_received=received_baselines,
+        backend=model.backend,
     )
 
 
 def local_evaluation(
-    state: GlobalState, partition: Partition, model: QNNModel, baselines: Mapping[str, Baseline]
+    state: GlobalState, partition: Partition, qnn: SiteQNN, baselines: Mapping[str, Baseline]
 ) -> Evaluation:
     """Scores of a state on the site's validation and test rows."""
     parts = {"validation": partition.validation, "test": partition.test}
+    scores = {part: qnn.scores(state.theta, rows, f"final-{part}") for part, rows in parts.items()}
     return Evaluation(
         partition.site,
-        {part: model.scores(state.theta, rows) for part, rows in parts.items()},
+        {part: found for part, (found, _) in scores.items()},
         {
             name: {part: baseline.scores(state.baselines[name], rows) for part, rows in parts.items()}
             for name, baseline in baselines.items()
         },
+        scores["validation"][1] + scores["test"][1],
+        qnn.scorer.backend,
     )

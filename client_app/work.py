@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flwr.app import Context, Message
 
 from client_app.data import site_partition
+from client_app.round import SiteQNN
 from client_app.store import take_setup
 from llm_qfl.baselines import Baseline, make_baselines
 from llm_qfl.federation.config import RunConfig
@@ -16,17 +17,18 @@ from llm_qfl.federation.records import Task, check_state, decode_task
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import Partition
-from llm_qfl.quantum.model import QNNModel, get_model
+from llm_qfl.quantum.model import get_model
+from llm_qfl.quantum.scope import Place, Scope
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A task with what it is about: rows, model and baselines."""
+    """A task with what it is about: rows, baselines, and the QNN where it trains and where it is scored."""
 
     config: RunConfig
     task: Task
     partition: Partition
-    model: QNNModel
+    qnn: SiteQNN
     baselines: Mapping[str, Baseline]
     fingerprint: Mapping[str, str]
 
@@ -42,12 +44,17 @@ def prepare(message: Message, context: Context) -> Work:
     task = decode_task(message.content)
     setup = take_setup(settings.folder, task.setup, task.setup_digest)
     classes = len(setup.class_names)
-    model = get_model(config.quantum, classes)
+    quantum = config.quantum.at_site(settings.backend)
+    place = (
+        None if quantum.backend == quantum.scoring.backend == "exact" else Place(settings.folder, settings.qpu_seconds)
+    )
+    model, scorer = get_model(quantum, classes, place), get_model(quantum.scoring, classes, place)
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=task.setup_digest)
     check_fingerprint(task.fingerprint, mark)
     baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
     shapes = {name: baseline.initial(stream(0, settings.site, 0, "shapes")) for name, baseline in baselines.items()}
     check_state(task.state, model.parameter_names, shapes)
-    return Work(
-        config, task, site_partition(config, settings, task.site, setup, task.setup_digest), model, baselines, mark
-    )
+    shots = config.quantum.shots if task.plan is None else task.plan.shots or config.quantum.shots
+    scope = Scope(task.run, task.site, task.state.server_round, "task", config.server.seed, shots)
+    partition = site_partition(config, settings, task.site, setup, task.setup_digest)
+    return Work(config, task, partition, SiteQNN(model, scorer, scope), baselines, mark)

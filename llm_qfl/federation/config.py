@@ -135,6 +135,16 @@ class QuantumConfig(Section):
     job_patience: Annotated[float, Field(gt=0)] = 86400.0
     """IBM: seconds that a site waits for a job to end; it stays in the ledger and is found again."""
 
+    def at_site(self, backend: str | None) -> QuantumConfig:
+        """With the backend that a site has chosen for itself, if it has."""
+        return self if backend is None else self.model_copy(update={"backend": backend})
+
+    @property
+    def scoring(self) -> QuantumConfig:
+        """Where validation and test rows are scored."""
+        other = self.evaluation_backend
+        return self if other == "same" else self.model_copy(update={"backend": other})
+
 
 class TrainingConfig(Section):
     """What a site does with the QNN in a round."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.config import Scalar
 from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.seeding import SERVER
 
-KEYS = ("site", "data-path", "folder", "partition-id", "num-partitions")
+KEYS = ("site", "data-path", "folder", "backend", "qpu-seconds", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class NodeSettings:
         partition_id: which partition, in simulation.
         num_partitions: how many there are.
         folder: where the site keeps what it must not lose.
+        backend: where this site's circuits run, in place of the run's `quantum.backend`; None takes the run's.
+        qpu_seconds: most QPU seconds that the site spends on IBM Quantum over all runs; None sets no limit.
     """
 
     site: str
@@ -31,6 +35,8 @@ class NodeSettings:
     partition_id: int
     num_partitions: int
     folder: Path
+    backend: str | None = None
+    qpu_seconds: float | None = None
 
     @classmethod
     def from_node_config(cls, node_config: Mapping[str, Scalar]) -> NodeSettings:
@@ -46,6 +52,7 @@ class NodeSettings:
             value = node_config.get(key)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
                 problems.append(f"node config: {key} expected {kind.__name__}, got {value!r}")
+        problems += _backend_problems(node_config)
         path, partition = node_config.get("data-path"), node_config.get("partition-id")
         if path is None and partition is None:
             problems.append("node config: expected data-path (a real site) or partition-id (simulation), got neither")
@@ -59,7 +66,27 @@ class NodeSettings:
         site = str(node_config.get("site") or f"site-{number:04d}")
         folder = Path(str(node_config.get("folder") or default_folder()))
         partitions = int(node_config.get("num-partitions") or 1)
-        return cls(site, None if path is None else str(path), number, partitions, folder)
+        backend, seconds = node_config.get("backend"), node_config.get("qpu-seconds")
+        return cls(
+            site,
+            None if path is None else str(path),
+            number,
+            partitions,
+            folder,
+            None if backend is None else str(backend),
+            None if seconds is None else float(seconds),
+        )
+
+
+def _backend_problems(node_config: Mapping[str, Scalar]) -> list[str]:
+    problems = []
+    backend, seconds = node_config.get("backend"), node_config.get("qpu-seconds")
+    if backend is not None and (problem := backend_problem(str(backend))):
+        problems.append(f"node config: backend: {problem}")
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < math.inf
+    if seconds is not None and not number:
+        problems.append(f"node config: qpu-seconds expected a number of seconds, 0 or more, got {seconds!r}")
+    return problems
 
 
 def default_folder() -> Path:

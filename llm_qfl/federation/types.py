@@ -101,6 +101,9 @@ class Spent:
         return Spent(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
+NOTHING = Spent()
+
+
 @dataclass(frozen=True)
 class RoundPlan:
     """What one round shall do. `budget` is objective evaluations of each site's optimizer."""
@@ -144,6 +147,8 @@ class ClientReport:
     baselines: Mapping[str, Arrays] = field(default_factory=dict)
     baseline_received: Mapping[str, Scores] = field(default_factory=dict)
     """Received baselines on the site's validation rows."""
+    backend: str = "exact"
+    """Where the site's circuits ran."""
     bytes_up: int = 0
 
 

@@ -1,24 +1,35 @@
-"""Where circuits run: one protocol. Today `exact`; devices join behind the same calls."""
+"""Where circuits run: one protocol, one factory.
+
+`exact` | `aer` | `aer-<fake device>` | `ibm:<device>` | `ibm:least-busy` | `ibm-local:<fake device>`
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
+from llm_qfl.federation.backend_names import backend_problem, fake_device
+from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.errors import BackendError
 from llm_qfl.federation.types import Array
 from llm_qfl.quantum.circuits import ModelCircuit
 from llm_qfl.quantum.exact.engine import ExactEngine
+from llm_qfl.quantum.scope import Meter, Place, Scope
 
 
 class Backend(Protocol):
-    """Expectation values of a circuit's observables, and their gradients.
+    """Expectation values of a circuit's observables, and their gradients by the best rule that it allows.
 
     Attributes:
         name: as in `quantum.backend`.
+        meter: what its calls cost in this scope: shots, jobs, QPU and queue seconds.
     """
 
     name: str
+    meter: Meter
+
+    def at(self, scope: Scope) -> Backend:
+        """The same for another scope, its meter at zero."""
 
     def expectations(self, x: Array, weights: Array) -> Array:
         """(N, K) for rows (N, D) at weights (P,)."""
@@ -30,7 +41,10 @@ class Backend(Protocol):
         """(N, K), and the cotangent (N, K) of these values pulled back to the weights (P,), summed over rows."""
 
     def gradient_sweeps(self, rows: int) -> int:
-        """Sweeps over these rows, forward and adjoint, that a simulator does in one `pull_back`; 0 for a device."""
+        """What a simulator really does for each of these rows in one `pull_back`.
+
+        Sweeps, forward and adjoint, of the exact engine; circuits of the shift rule.
+        """
 
 
 _AMPLITUDES_APART = 2**13
@@ -43,6 +57,7 @@ class ExactBackend:
     name = "exact"
 
     def __init__(self, circuit: ModelCircuit, precision: str) -> None:
+        self.meter = Meter()
         self._outputs, self._amplitudes = len(circuit.observables), 2**circuit.circuit.num_qubits
         self._engine = ExactEngine(
             circuit.circuit,
@@ -51,6 +66,10 @@ class ExactBackend:
             weight_parameters=circuit.weight_parameters,
             dtype=precision,
         )
+
+    def at(self, scope: Scope) -> ExactBackend:
+        """See Backend. Exact numbers are the same in every scope and cost no shots."""
+        return self
 
     def expectations(self, x: Array, weights: Array) -> Array:
         """See Backend."""
@@ -84,18 +103,41 @@ class ExactBackend:
         return self._outputs > 2 and rows * self._amplitudes >= _AMPLITUDES_APART
 
 
-def make_backend(name: str, circuit: ModelCircuit, *, precision: str) -> Backend:
-    """The backend of this name.
+def make_backend(config: QuantumConfig, circuit: ModelCircuit, place: Place | None = None) -> Backend:
+    """The configured backend. What it needs is loaded here and not before; nothing is spent yet.
 
     Args:
-        name: as in `quantum.backend`.
+        config: its name and options.
         circuit: with its observables.
-        precision: `float64` or `float32`, of the exact engine.
+        place: what the node gives: its folder and limits; None keeps files in the user's cache.
 
     Raises:
-        BackendError: no such backend.
-        CircuitError: it cannot run the circuit (too many qubits for memory, say).
+        BackendError: no such backend or device, or its packages are not installed.
+        CircuitError: it cannot run the circuit (too many qubits for memory, a gate without a shift rule).
     """
-    if name != "exact":
-        raise BackendError(f"quantum.backend: expected exact, got {name!r}; set quantum.backend to exact")
-    return ExactBackend(circuit, precision)
+    if problem := backend_problem(config.backend):
+        raise BackendError(f"quantum.backend: {problem}")
+    if config.backend == "exact":
+        return ExactBackend(circuit, config.precision)
+    from llm_qfl.quantum.sampled.angles import AngleCircuit
+    from llm_qfl.quantum.sampled.shift import PointRunner, ShiftBackend
+
+    angles, place = AngleCircuit(circuit), place or Place.default()
+    runner: PointRunner
+    if config.backend.startswith("ibm"):
+        from llm_qfl.quantum.sampled.ibm import IbmPointRunner
+
+        runner = IbmPointRunner(config, angles, circuit, place)
+    else:
+        from llm_qfl.quantum.sampled.aer import AerRunner
+
+        runner = AerRunner(
+            config.backend,
+            angles,
+            circuit.observables,
+            digest=circuit.digest(),
+            device=fake_device(config.backend),
+            mitigation=config.mitigation,
+            folder=place.folder / "transpiled",
+        )
+    return ShiftBackend(runner, angles, Scope(shots=config.shots))

@@ -5,15 +5,17 @@ theta (P,) float64: the circuit's weights in the order of its weight parameters,
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 
 import numpy as np
 
 from llm_qfl.federation.config import QuantumConfig
-from llm_qfl.federation.types import Array, Labels, Rows, Scores
+from llm_qfl.federation.types import Array, Labels, Rows, Scores, Spent
 from llm_qfl.quantum.backends import make_backend
 from llm_qfl.quantum.circuits import ModelCircuit, build_circuit
 from llm_qfl.quantum.readout import Readout
+from llm_qfl.quantum.scope import Place, Scope
 
 # Features have unit variance and reach +-pi. With a scale of 1 the rare ones wrap around the circle: on breast-cancer's
 # principal components .3 to .5 lost less on validation rows than 1 did, and spread less over seeds.
@@ -27,6 +29,7 @@ class QNNModel:
         config: circuit, readout and backend.
         classes: C.
         circuit: a circuit to use in place of the configured one (from a run folder).
+        place: what the node gives the backend; None on a process that is no node.
 
     Attributes:
         parameter_names: of theta: the circuit's weights, then the readout's.
@@ -39,7 +42,9 @@ class QNNModel:
         BackendError: no such backend.
     """
 
-    def __init__(self, config: QuantumConfig, classes: int, circuit: ModelCircuit | None = None) -> None:
+    def __init__(
+        self, config: QuantumConfig, classes: int, circuit: ModelCircuit | None = None, place: Place | None = None
+    ) -> None:
         self.config, self.classes = config, classes
         self.circuit = circuit or build_circuit(config, classes)
         self.readout = Readout(config.readout, len(self.circuit.observables), classes)
@@ -49,7 +54,23 @@ class QNNModel:
         self.num_parameters = len(self.parameter_names)
         self.num_inputs = len(self.circuit.input_parameters)
         self.gradient_cost = 2 * self.circuit.gates + 1
-        self._backend = make_backend(config.backend, self.circuit, precision=config.precision)
+        self._backend = make_backend(config, self.circuit, place)
+
+    def at(self, scope: Scope) -> QNNModel:
+        """This model in another scope: its circuits run for that site, round and purpose, nothing spent yet."""
+        moved = copy.copy(self)
+        moved._backend = self._backend.at(scope)
+        return moved
+
+    @property
+    def backend(self) -> str:
+        """Where its circuits run, as in `quantum.backend`."""
+        return self._backend.name
+
+    @property
+    def spent(self) -> Spent:
+        """Shots, jobs, QPU and queue seconds of this model's circuits in its scope."""
+        return self._backend.meter.spent
 
     def initial_theta(self, rng: np.random.Generator) -> Array:
         """A first vector: small angles; an input scale, where there is one, keeps +-pi far from a turn."""
@@ -112,6 +133,6 @@ class QNNModel:
 
 
 @lru_cache(maxsize=8)
-def get_model(config: QuantumConfig, classes: int) -> QNNModel:
+def get_model(config: QuantumConfig, classes: int, place: Place | None = None) -> QNNModel:
     """The model of a configuration, built once a process."""
-    return QNNModel(config, classes)
+    return QNNModel(config, classes, place=place)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_qfl.federation.backend_names import samples
 from llm_qfl.federation.config import TrainingConfig
 from llm_qfl.federation.errors import ConfigError, DataError
 from llm_qfl.federation.types import Array, Labels, Rows, Spent
@@ -32,7 +33,8 @@ class TrainingResult:
     Losses are means over rows in nats, plus `training.l2` times theta's squared norm.
 
     Attributes:
-        theta: the best-seen point (P,); with minibatches the last one: losses of different batches do not compare.
+        theta: the best-seen point (P,); the last one with minibatches and, but for COBYLA, on a backend that samples:
+            losses of different batches, or draws, do not compare.
         first_theta: the first evaluated point: the one that training was started at.
         first_loss: training loss there; with minibatches on the first batch.
         best_loss: training loss at `theta`; with minibatches on the first batch, too.
@@ -144,7 +146,9 @@ def train(
     else:
         _cobyla(objective, start, budget, learning_rate, rows)
     _, first_loss, first_theta = objective.seen[0]
-    _, best_loss, best_theta = objective.seen[-1] if batched else min(objective.seen, key=lambda item: item[1])
+    # Of losses that were drawn the smallest is the luckiest, as of losses on different batches.
+    last = batched or (samples(model.backend) and config.optimizer != "cobyla")
+    _, best_loss, best_theta = objective.seen[-1] if last else min(objective.seen, key=lambda item: item[1])
     return TrainingResult(
         theta=best_theta,
         first_theta=first_theta,

@@ -8,6 +8,7 @@ import pytest
 
 from client_app import round as client_round
 from client_app.data import site_partition, site_rows
+from client_app.round import SiteQNN
 from llm_qfl.federation.aggregation import aggregate
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.seeding import SERVER, stream
@@ -109,12 +110,12 @@ def test_the_average_arrives_and_changes_what_clients_do(run):
             GlobalState(2, averaged.theta, averaged.parameter_names, averaged.baselines),
             plan,
             parts[before.site],
-            opened.model,
+            SiteQNN.of(opened.model),
             opened.baselines,
             opened.config,
         )
         from_own = client_round.local_round(
-            own, plan, parts[before.site], opened.model, opened.baselines, opened.config
+            own, plan, parts[before.site], SiteQNN.of(opened.model), opened.baselines, opened.config
         )
         np.testing.assert_array_equal(after.theta, from_average.theta)  # the average arrived, bit for bit
         assert np.abs(from_average.theta - from_own.theta).max() > 1e-3  # and it matters
@@ -143,7 +144,8 @@ def test_identical_clients_equal_one(run):
     state, plan = state_before(run), run.finished.rounds[0].plan
     twins = [Partition(f"twin-{n}", part.train, part.validation, part.test) for n in range(5)]
     reports = [
-        client_round.local_round(state, plan, twin, opened.model, opened.baselines, opened.config) for twin in twins
+        client_round.local_round(state, plan, twin, SiteQNN.of(opened.model), opened.baselines, opened.config)
+        for twin in twins
     ]
     np.testing.assert_allclose(aggregate(state, reports).theta, reports[0].theta, rtol=0, atol=1e-15)
 

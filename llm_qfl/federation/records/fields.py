@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.types import Array, Arrays, GlobalState, Labels, Scores, Spent
 
-SCHEMA = 1
+SCHEMA = 2
 
 WEIGHTS = "qnn/weights"
 BASELINE = "baseline/"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.records.fields import (
     BASELINE,
@@ -29,7 +30,7 @@ from llm_qfl.federation.records.fields import (
     scores_metrics,
     state_arrays,
 )
-from llm_qfl.federation.types import ClientReport, GlobalState, Scores
+from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, Scores, Spent
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,8 @@ class Evaluation:
     site: str
     qnn: Mapping[str, Scores]
     baselines: Mapping[str, Mapping[str, Scores]]
+    spent: Spent = NOTHING
+    backend: str = "exact"
 
 
 def encode_report(report: ClientReport, parameter_names: tuple[str, ...], fingerprint: Mapping[str, str]) -> RecordDict:
@@ -49,7 +52,7 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
         "train-loss-best": report.train_loss_best,
         "seconds": report.seconds,
     }
-    metrics |= {kebab(name): getattr(report.spent, name) for name in report.spent.__dataclass_fields__}
+    metrics |= _spent_metrics(report.spent)
     metrics |= scores_metrics("received", report.received) | scores_metrics("trained", report.trained)
     for name, scores in report.baseline_received.items():
         metrics |= scores_metrics(f"{BASELINE}{name}/received", scores)
@@ -63,6 +66,7 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
                     "schema": SCHEMA,
                     "site": report.site,
                     "round": report.server_round,
+                    "backend": report.backend,
                     "parameter-names": list(parameter_names),
                 }
             ),
@@ -110,19 +114,20 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         seconds=read_float(metrics, "seconds"),
         baselines=baselines,
         baseline_received={n: read_scores(metrics, f"{BASELINE}{n}/received", classes) for n in sent.baselines},
+        backend=_read_backend(meta),
         bytes_up=content_bytes(content),
     )
 
 
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
     """Content of the reply to an evaluate task."""
-    metrics: dict[str, int | float | list[int]] = {}
+    metrics: dict[str, int | float | list[int]] = dict(_spent_metrics(evaluation.spent))
     for part, scores in evaluation.qnn.items():
         metrics |= scores_metrics(f"qnn/{part}", scores)
     for name, parts in evaluation.baselines.items():
         for part, scores in parts.items():
             metrics |= scores_metrics(f"{BASELINE}{name}/{part}", scores)
-    meta = ConfigRecord({"schema": SCHEMA, "site": evaluation.site})
+    meta = ConfigRecord({"schema": SCHEMA, "site": evaluation.site, "backend": evaluation.backend})
     return RecordDict({"meta": meta, "metrics": MetricRecord(dict(metrics))})
 
 
@@ -140,4 +145,16 @@ def decode_evaluation(content: RecordDict, *, site: str, baselines: tuple[str, .
     def parts(prefix: str) -> dict[str, Scores]:
         return {part: read_scores(metrics, f"{prefix}/{part}", classes) for part in PARTS[1:]}
 
-    return Evaluation(site, parts("qnn"), {name: parts(f"{BASELINE}{name}") for name in baselines})
+    named = {name: parts(f"{BASELINE}{name}") for name in baselines}
+    return Evaluation(site, parts("qnn"), named, read_spent(metrics), _read_backend(meta))
+
+
+def _spent_metrics(spent: Spent) -> dict[str, int | float]:
+    return {kebab(name): getattr(spent, name) for name in spent.__dataclass_fields__}
+
+
+def _read_backend(meta: ConfigRecord) -> str:
+    name = read_string(meta, "backend")
+    if problem := backend_problem(name):
+        raise RecordError(f"backend: {problem}")
+    return name

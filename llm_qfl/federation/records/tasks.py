@@ -40,6 +40,8 @@ class Task:
     """The JSON that fixes classes, circuit and feature map; None when the site has it already."""
     setup_digest: str
     fingerprint: Mapping[str, str]
+    run: str = "local"
+    """The run's id, the same when it is resumed: jobs of a site belong to it."""
 
 
 def encode_task(task: Task) -> RecordDict:
@@ -48,6 +50,7 @@ def encode_task(task: Task) -> RecordDict:
         "schema": SCHEMA,
         "site": task.site,
         "round": task.state.server_round,
+        "run": task.run,
         "parameter-names": list(task.state.parameter_names),
         "setup-digest": task.setup_digest,
     }
@@ -84,7 +87,8 @@ def decode_task(content: RecordDict) -> Task:
         budget, shots = read_int(record, "budget"), read_int(record, "shots")
         plan = RoundPlan(server_round, (site,), budget, read_float(record, "learning-rate"), shots)
     setup = read_string(meta, "setup") if "setup" in meta else None
-    return Task(site, state, plan, setup, read_string(meta, "setup-digest"), read_strings(content, "fingerprint"))
+    digest, mark = read_string(meta, "setup-digest"), read_strings(content, "fingerprint")
+    return Task(site, state, plan, setup, digest, mark, read_string(meta, "run"))
 
 
 def state_record(state: GlobalState) -> ArrayRecord:

@@ -29,16 +29,16 @@ def test_expectations_are_qiskits(config):
         values = dict(zip(made.input_parameters + made.weight_parameters, [*row, *weights], strict=True))
         state = Statevector(made.circuit.assign_parameters(values))
         expected.append([state.expectation_value(op).real for op in made.observables])
-    backend = make_backend("exact", made, precision="float64")
+    backend = make_backend(QuantumConfig(), made)
     np.testing.assert_allclose(backend.expectations(x, weights), expected, atol=1e-12)
-    single = make_backend("exact", made, precision="float32")
+    single = make_backend(QuantumConfig(precision="float32"), made)
     np.testing.assert_allclose(single.expectations(x, weights), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.circuit}-{c.readout}")
 def test_gradients_are_differences(config):
     made, x, weights, rng = example(config)
-    backend = make_backend("exact", made, precision="float64")
+    backend = make_backend(QuantumConfig(), made)
     step = 1e-5
     moves = step * np.eye(len(weights))
     slope = np.stack(
@@ -64,7 +64,7 @@ def test_gradients_are_differences(config):
 
 def test_many_rows_of_many_outputs_take_a_sweep_more_and_give_the_same():
     made, x, weights, rng = example(QuantumConfig(qubits=5, layers=1, readout="linear"), rows=300)
-    backend = make_backend("exact", made, precision="float64")
+    backend = make_backend(QuantumConfig(), made)
     back = rng.normal(size=(300, 5))
     _, jacobian = backend.jacobian(x, weights)
     for rows, sweeps in ((300, 3), (4, 2)):
@@ -75,10 +75,10 @@ def test_many_rows_of_many_outputs_take_a_sweep_more_and_give_the_same():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(BackendError, match="expected exact, got 'abacus'"):
-        make_backend("abacus", build_circuit(QuantumConfig(), 2), precision="float64")
+    with pytest.raises(BackendError, match="expected exact, aer, .* got 'abacus'"):
+        make_backend(QuantumConfig(backend="abacus"), build_circuit(QuantumConfig(), 2))
 
 
 def test_a_circuit_beyond_memory_is_refused_before_anything_is_computed():
     with pytest.raises(CircuitError, match="qubits"):
-        make_backend("exact", build_circuit(QuantumConfig(qubits=30, layers=1), 2), precision="float64")
+        make_backend(QuantumConfig(), build_circuit(QuantumConfig(qubits=30, layers=1), 2))

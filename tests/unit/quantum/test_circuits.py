@@ -86,7 +86,7 @@ def test_no_dead_weights(config):
     made = build_circuit(config, 2)
     rng = np.random.default_rng(2)
     weights = rng.uniform(-np.pi, np.pi, len(made.weight_parameters))
-    _, slopes = make_backend("exact", made, precision="float64").jacobian(rng.normal(size=(5, config.qubits)), weights)
+    _, slopes = make_backend(QuantumConfig(), made).jacobian(rng.normal(size=(5, config.qubits)), weights)
     effect = np.abs(slopes).max(axis=(0, 1))
     assert effect.min() > 1e-4, np.flatnonzero(effect <= 1e-4)
 

@@ -1,0 +1,169 @@
+"""One battery for every backend: values and gradients against a computation of another kind, within what shots allow.
+
+Without noise the mark is the exact engine. With noise it is a density matrix carried by Qiskit's own SuperOp through
+the same transpiled circuit, with the whole device's errors: it knows nothing of Aer's simulator, of the cut noise model
+or of the shift rule. The tolerance is computed: 6 standard deviations of a mean of that many shots.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from backend_marks import marks
+from scipy.stats import chi2
+
+from llm_qfl.federation.config import QuantumConfig
+from llm_qfl.federation.errors import BackendError
+from llm_qfl.quantum.backends import make_backend
+from llm_qfl.quantum.circuits import build_circuit
+from llm_qfl.quantum.scope import Place, Scope
+
+SIGMAS = 6.0
+SHOTS = 4096
+SMALL = {"qubits": 2, "layers": 1}
+BACKENDS = ["exact", "aer", "aer-FakeManilaV2", "aer-FakeFez"]
+CIRCUITS = {
+    "reuploading": {"circuit": "reuploading", "qubits": 3, "layers": 1, "readout": "linear"},
+    "parity": {"circuit": "zz-real-amplitudes", "qubits": 3, "layers": 1, "readout": "parity"},
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=list(CIRCUITS))
+def shape(request):
+    return CIRCUITS[request.param]
+
+
+def made(name, shape, place, **more):
+    config = QuantumConfig(backend=name, shots=SHOTS, **shape, **more)
+    circuit = build_circuit(config, 2)
+    return make_backend(config, circuit, place).at(Scope(purpose="battery", seed=3, shots=SHOTS)), circuit
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+def some(circuit, rows, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, (rows, len(circuit.input_parameters)))
+    return x, rng.normal(scale=0.4, size=len(circuit.weight_parameters))
+
+
+def deviations(values, circuit, shots):
+    """Standard deviation of each drawn mean: a Pauli sum's variance is at most the square of its coefficients' sum."""
+    most = np.array([np.abs(op.coeffs[np.any(op.paulis.x | op.paulis.z, axis=1)]).sum() for op in circuit.observables])
+    return np.broadcast_to(most / np.sqrt(shots), values.shape)
+
+
+def chances(values, mark, circuit):
+    """For each output, how likely squared deviations are to be larger (and smaller) than these, if the mark is right.
+
+    Outputs are c + a P with a Pauli string P of mean m: a mean of shots has variance a^2 (1 - m^2) / shots.
+    """
+    found = []
+    for k, op in enumerate(circuit.observables):
+        scale = np.abs(op.coeffs[np.any(op.paulis.x | op.paulis.z, axis=1)]).sum().real
+        shift = sum(c.real for label, c in op.to_list() if set(label) == {"I"})
+        mean = (mark[:, k] - shift) / scale
+        square = ((values[:, k] - mark[:, k]) / scale) ** 2 * SHOTS / (1 - mean**2)
+        found += [chi2.sf(square.sum(), len(mark)), chi2.cdf(square.sum(), len(mark))]
+    return np.array(found)
+
+
+def test_values_are_those_of_the_mark(name, shape, place):
+    backend, circuit = made(name, shape, place)
+    x, weights = some(circuit, 12)
+    values, mark = backend.expectations(x, weights), marks(name, circuit, x, weights)
+    assert values.shape == (12, len(circuit.observables))
+    if name == "exact":
+        np.testing.assert_allclose(values, mark, atol=1e-10)
+    else:
+        assert np.all(np.abs(values - mark) <= SIGMAS * deviations(mark, circuit, SHOTS))
+        assert chances(values, mark, circuit).min() > 1e-6
+
+
+@pytest.mark.parametrize("device", ["FakeManilaV2", "FakeFez"])
+def test_the_tolerance_would_see_the_wrong_device(device, place):
+    """The battery can fail: noise is told from none, from another device's, and qubits from another order of them."""
+    backend, circuit = made(f"aer-{device}", CIRCUITS["reuploading"], place)
+    x, weights = some(circuit, 30)
+    values = backend.expectations(x, weights)
+    mark = marks(f"aer-{device}", circuit, x, weights)
+    other = marks("aer-FakeFez" if device == "FakeManilaV2" else "aer-FakeManilaV2", circuit, x, weights)
+    for wrong in (marks("exact", circuit, x, weights), mark[:, ::-1], other):
+        assert chances(values, wrong, circuit).min() < 1e-9
+    assert chances(values, mark, circuit).min() > 1e-6
+
+
+def test_gradients_are_those_of_the_mark(name, shape, place):
+    """Along random directions: the mark's by central differences; the shift rule's within its own deviation."""
+    backend, circuit = made(name, shape, place)
+    x, weights = some(circuit, 2)
+    values, jacobian = backend.jacobian(x, weights)
+    rng, step = np.random.default_rng(2), 1e-4
+    for _ in range(2):
+        direction = rng.normal(size=len(weights))
+        direction /= np.linalg.norm(direction)
+        up, down = (marks(name, circuit, x, weights + sign * step * direction) for sign in (1, -1))
+        # An angle's slope is half a difference of two means, independent of other angles' slopes; here an angle holds
+        # two weights at most, each with |d angle / d weight| <= max(1, |x|).
+        slope = np.maximum(1.0, np.abs(x).max(axis=1))[:, None]
+        allowed = 1e-7 if name == "exact" else SIGMAS * slope * deviations(values, circuit, SHOTS) + 1e-6
+        assert np.all(np.abs(jacobian @ direction - (up - down) / (2 * step)) <= allowed)
+
+
+def test_the_pull_back_is_the_jacobian_contracted(name, shape, place):
+    backend, circuit = made(name, shape, place)
+    x, weights = some(circuit, 4)
+    back = np.random.default_rng(1).normal(size=(4, len(circuit.observables)))
+    seen = []
+    values, pulled = backend.pull_back(x, weights, lambda at: (seen.append(at), back)[1])
+    np.testing.assert_array_equal(seen[0], values)
+    again, _ = made(name, shape, place)  # the same scope and call: the same shots
+    if name == "exact":
+        np.testing.assert_allclose(pulled, np.einsum("nk,nkp->p", back, again.jacobian(x, weights)[1]), atol=1e-12)
+    else:
+        np.testing.assert_array_equal(values, again.jacobian(x, weights)[0])
+        assert pulled.shape == weights.shape
+
+
+def test_the_same_scope_draws_the_same_shots_and_another_others(name, place):
+    backend, circuit = made(name, CIRCUITS["reuploading"], place)
+    x, weights = some(circuit, 5)
+    first, second = backend.expectations(x, weights), backend.expectations(x, weights)
+    fresh, _ = made(name, CIRCUITS["reuploading"], place)
+    np.testing.assert_array_equal(fresh.expectations(x, weights), first)
+    elsewhere = fresh.at(Scope(purpose="battery", seed=4, shots=SHOTS)).expectations(x, weights)
+    if name == "exact":
+        np.testing.assert_array_equal(second, first)
+        np.testing.assert_array_equal(elsewhere, first)
+    else:
+        assert np.any(second != first)
+        assert np.any(elsewhere != first)
+
+
+def test_what_it_cost_is_counted(name, place):
+    backend, circuit = made(name, CIRCUITS["reuploading"], place)
+    x, weights = some(circuit, 5)
+    backend.expectations(x, weights)
+    backend.jacobian(x, weights)
+    expected = 0 if name == "exact" else (5 + 5 * (2 * circuit.gates + 1)) * SHOTS
+    assert backend.meter.spent.shots == expected
+    assert backend.meter.spent.qpu_seconds == 0.0
+    assert backend.at(Scope(seed=9)).meter.spent.shots == 0 or name == "exact"
+
+
+def test_a_device_that_is_not_there_is_refused_with_its_neighbours(place):
+    with pytest.raises(BackendError, match="did you mean FakeManilaV2"):
+        made("aer-FakeManilla", SMALL, place)
+
+
+def test_a_circuit_wider_than_the_device_is_refused(place):
+    with pytest.raises(BackendError, match="6 qubits, FakeManilaV2 has 5"):
+        made("aer-FakeManilaV2", {"qubits": 6, "layers": 1}, place)
