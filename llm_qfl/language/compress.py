@@ -126,6 +126,7 @@ def export_compressed(
     base: tuple[str, str],
     lora: dict[str, LoraSpec],
     parent: Path,
+    dtype: torch.dtype = torch.float32,
 ) -> ExportedModel:
     """Write the compressed model to `parent/<sha256>`.
 
@@ -136,13 +137,14 @@ def export_compressed(
         base: name and digest of the full model.
         lora: LoRAs that sites put on it.
         parent: folder of the folder.
+        dtype: numbers of the weights in the file: those that the base model is stored in.
 
     Raises:
         LanguageError: where the plan is for another number of layers, or there is no room.
     """
     if plan.n != len(stack):
         raise LanguageError(f"split plan: made for {plan.n} layers, the model has {len(stack)}")
-    tensors = pruned_tensors(stack, plan)
+    tensors = {name: t.to(dtype).contiguous() for name, t in pruned_tensors(stack, plan).items()}
     config = pruned_config(stack, plan)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     digest = ""
@@ -187,7 +189,7 @@ def pruned_tensors(stack: Stack, plan: SplitPlan) -> dict[str, Tensor]:
             key = f"{prefix}{plan.to_compressed(int(number))}.{rest}"
         elif key == "lm_head.weight" and stack.config.tie_word_embeddings:
             continue
-        tensors[key] = tensor.detach().cpu().contiguous()
+        tensors[key] = tensor.detach().cpu()
     return tensors
 
 
@@ -199,6 +201,7 @@ def pruned_config(stack: Stack, plan: SplitPlan) -> Any:  # noqa: ANN401 - a tra
     if kinds:
         data["layer_types"] = [kinds[i] for i in plan.held]
     data["_name_or_path"] = ""
+    data["dtype"] = None
     data["architectures"] = [type(stack.model).__name__]
     return type(stack.config).from_dict(data)
 

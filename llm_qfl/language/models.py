@@ -6,15 +6,18 @@ shapes them; it goes into every file that depends on the model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.files import (
@@ -119,14 +122,15 @@ def load_model(folder: Path, *, quantization: str = "none") -> PreTrainedModel:
     if quantization != "none":
         options["quantization_config"] = _quantization(quantization)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        with _no_progress_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise LanguageError(f"language.model: cannot load {folder}: {error}") from error
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
@@ -134,6 +138,18 @@ def load_model(folder: Path, *, quantization: str = "none") -> PreTrainedModel:
         raise LanguageError(f"language.model: the weights in {folder} do not fit its config: {wrong}")
     loaded: PreTrainedModel = model
     return loaded.eval()
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes a tenth of a second and the terminal belongs to the run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -225,7 +241,8 @@ def _embedded_folder(cache: Path) -> Path:
         raise LanguageError(f"language.model: {EMBEDDED} is converted once with the package gguf; install it")
     need_room(target, 600 << 20, EMBEDDED)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    with _no_progress_bar():
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # save_pretrained refuses a model that counts as quantised: the same weights in a fresh one
     config = loaded.config.__class__.from_dict(
         {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}

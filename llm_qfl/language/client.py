@@ -1,0 +1,273 @@
+"""A site's side: the compressed model, the adapter it tunes, the emulator's update it was sent."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from llm_qfl.federation.config_language import LanguageConfig
+from llm_qfl.federation.errors import LanguageError
+from llm_qfl.language.batches import TokenRows
+from llm_qfl.language.cache import StateCache, cache_folder, drop_stale
+from llm_qfl.language.compress import CompressedModel
+from llm_qfl.language.device import cast_layers, cast_rest, choose_device, choose_frozen_dtype
+from llm_qfl.language.files import need_room
+from llm_qfl.language.lora import Arrays, LoraAdapter, digest_of_arrays
+from llm_qfl.language.route import Route, logits_at, score
+from llm_qfl.language.server import ADAPTER, EMULATOR, lora_specs
+from llm_qfl.language.stack import Stack
+from llm_qfl.language.training import StepBudget, TrainReport, train_adapter
+from llm_qfl.language.wire import byte_count, decode, encode_change
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """A site's answer.
+
+    Attributes:
+        arrays: `adapter/...` as it goes over the wire.
+        size: bytes of the arrays.
+        report: what training did.
+    """
+
+    arrays: Arrays
+    size: int
+    report: TrainReport
+
+
+class ClientLanguage:
+    """A site's language model.
+
+    Args:
+        model: the compressed model, for this client alone (`share` makes another one of the same weights).
+        config: the section `language`; it must agree with the model's manifest.
+        folder: where the site keeps boundary states, the emulator's update and what rounding lost, across processes;
+            None keeps all in memory.
+
+    Raises:
+        LanguageError: where the model was compressed for another configuration.
+    """
+
+    def __init__(self, model: CompressedModel, config: LanguageConfig, *, folder: Path | None = None) -> None:
+        self.config, self.model, self.folder = config.effective(), model, folder
+        self.stack, self.plan = model.stack, model.manifest.plan
+        _check_manifest(model, config)
+        self.frozen_dtype = self._prepare()
+        specs = model.manifest.lora
+        held = self.plan.held
+        adapter = {full: self.plan.to_compressed(full) for full in held if full in set(self.plan.adapter)}
+        self.adapter = LoraAdapter(self.stack, ADAPTER, adapter, specs[ADAPTER], seed=0)  # the server's values come
+        self.emulator: LoraAdapter | None = None
+        if EMULATOR in specs:
+            kept = {full: self.plan.to_compressed(full) for full in self.plan.kept}
+            self.emulator = LoraAdapter(self.stack, EMULATOR, kept, specs[EMULATOR], seed=0)
+        self._received: Arrays | None = None
+        self._residual: Arrays = {}
+        self._own: Arrays | None = None
+        self._caches: dict[str, StateCache] = {}
+        self._emulator_digest = ""
+
+    @property
+    def _frozen(self) -> tuple[int, ...]:
+        return tuple(i for i, full in enumerate(self.plan.held) if full < self.plan.first_trained)
+
+    def _prepare(self) -> torch.dtype:
+        device = choose_device(self.config.device)
+        if self.config.quantization == "none":
+            self.stack.model.to(device)
+        frozen = choose_frozen_dtype(self.config.dtype, self.stack)
+        trained = torch.bfloat16 if device.type == "cuda" and self.config.dtype != "float32" else torch.float32
+        if self.config.quantization == "none":
+            cast_layers(self.stack, self._frozen, frozen)
+            cast_layers(self.stack, [i for i in range(len(self.stack)) if i not in self._frozen], trained)
+            cast_rest(self.stack, trained)
+        return frozen
+
+    def route(self, *, adapter: bool = True, emulator: bool = True, cut: int | None = None) -> Route:
+        """The compressed model, with or without updates.
+
+        Args:
+            adapter: with the adapter's update.
+            emulator: with the emulator's.
+            cut: number, in the compressed model, of the layer at which prefix and suffix meet; default: first trained.
+        """
+        start = len(self._frozen) if cut is None else cut
+        every = (self.adapter,) if self.emulator is None else (self.adapter, self.emulator)
+        active = [self.adapter] if adapter else []
+        active += [self.emulator] if emulator and self.emulator is not None else []
+        numbers = range(len(self.stack))
+        base = self.model.manifest.base_digest
+        return Route(self.stack, base, tuple(numbers[:start]), tuple(numbers[start:]), every, tuple(active))
+
+    def receive(self, arrays: Mapping[str, np.ndarray], emulator_digest: str) -> None:
+        """Take over a broadcast; where nothing is averaged, a site that has trained goes on with its own adapter.
+
+        Args:
+            arrays: `adapter/...` and perhaps `emulator/...`.
+            emulator_digest: of the emulator that the round is for; one that is not in `arrays` must be held already.
+
+        Raises:
+            LanguageError: where anything is missing, of another shape, or the emulator is not held.
+        """
+        wire = self.config.wire
+        received = decode(ADAPTER, arrays, wire, self.adapter.shapes())
+        self._take_emulator(arrays, emulator_digest)
+        own = None if self.config.federated else self._own or self._load("own-adapter")
+        self.adapter.load(own or received)
+        self._received = received
+
+    def holds(self, emulator_digest: str) -> bool:
+        """Would a broadcast without the emulator do?"""
+        return (
+            emulator_digest in ("", self._emulator_digest) or self._file(f"emulator-{emulator_digest[:16]}") is not None
+        )
+
+    def train(self, rows: TokenRows, *, seed: int, offset: int = 0, total: int = 0) -> ClientUpdate:
+        """Tune the adapter from where it is, and encode the answer.
+
+        Args:
+            rows: the site's training rows, weights (class balance) included.
+            seed: of this site in this round.
+            offset: language steps of the run before this round.
+            total: language steps of the whole run, for the cosine.
+
+        Raises:
+            LanguageError: before a broadcast was received, or as `train_adapter`.
+        """
+        if self._received is None:
+            raise LanguageError("language training: no adapter was received yet")
+        config = self.config
+        budget = StepBudget(
+            config.steps,
+            config.batch_size,
+            config.learning_rate,
+            offset,
+            total if config.schedule == "cosine" else 0,
+            config.micro_batch,
+            config.weight_decay,
+            clip=config.clip,
+        )
+        route = self.route()
+        report = train_adapter(
+            route, self.adapter, rows, budget, config.eps, seed=seed, cache=self._cache_of(route, rows)
+        )
+        residual = self._residual or self._load("residual") or {}
+        arrays, self._residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, residual, config.wire)
+        if self._residual:
+            self._save("residual", self._residual)
+        if not config.federated:
+            self._own = self.adapter.arrays()
+            self._save("own-adapter", self._own)
+        return ClientUpdate(arrays, byte_count(arrays), report)
+
+    def score(self, rows: TokenRows, *, adapter: bool = True) -> list[np.ndarray]:
+        """Negative log-likelihoods of the answer tokens, nats, one array a row (what AdapEmu scores at this site)."""
+        route = self.route(adapter=adapter)
+        return score(route, rows, self._cache_of(route, rows))
+
+    def logits_at(
+        self,
+        rows: TokenRows,
+        positions: Sequence[int] | np.ndarray,
+        tokens: Sequence[int] | None = None,
+        *,
+        adapter: bool = True,
+    ) -> np.ndarray:
+        """Logits of the token after one position of each row: (rows, tokens)."""
+        route = self.route(adapter=adapter)
+        return logits_at(route, rows, positions, self._cache_of(route, rows), tokens)
+
+    def _cache_of(self, route: Route, rows: TokenRows) -> StateCache | None:
+        """Boundary states; none where the first layer is trained already (the embedding is no work)."""
+        if not route.prefix:
+            return None
+        version, key = route.version(), rows.digest()
+        known = self._caches.get(key)
+        if known is None or known.version != version:
+            where = None
+            if self.folder is not None:
+                drop_stale(self.folder, version)
+                where = cache_folder(self.folder, version)
+            known = self._caches[key] = route.cache(rows, where)
+        return known
+
+    # ------------------------------------------------------------------------------------------------ what is kept
+    def _take_emulator(self, arrays: Mapping[str, np.ndarray], digest: str) -> None:
+        if self.emulator is None or digest == self._emulator_digest:
+            return
+        sent = any(key.startswith(f"{EMULATOR}/") for key in arrays)
+        name = f"emulator-{digest[:16]}"
+        if sent:
+            values = decode(EMULATOR, arrays, self.config.wire, self.emulator.shapes())
+            if digest_of_arrays(values) != digest:
+                raise LanguageError(f"the emulator that was sent is not the one announced ({digest[:16]})")
+        else:
+            held = self._load(name)
+            if held is None:
+                raise LanguageError(f"this site does not hold emulator {digest[:16]}; it must be sent")
+            values = held
+        self.emulator.load(values)
+        self._emulator_digest = digest
+        if sent:
+            self._save(name, values)
+
+    def _file(self, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        path = self.folder / f"{name}.safetensors"
+        return path if path.is_file() else None
+
+    def _load(self, name: str) -> Arrays | None:
+        path = self._file(name)
+        if path is None:
+            return None
+        try:
+            arrays: Arrays = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise LanguageError(f"{path} cannot be read (cut short?): {error}; delete it") from error
+        return arrays
+
+    def _save(self, name: str, arrays: Arrays) -> None:
+        if self.folder is None:
+            return
+        need_room(self.folder, byte_count(arrays), name)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = self.folder / f".{name}-{os.getpid()}"
+        try:
+            save_file(arrays, part)
+            part.replace(self.folder / f"{name}.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise LanguageError(f"cannot write {name} to {self.folder}: {error}") from error
+
+
+def share(model: CompressedModel) -> CompressedModel:
+    """Another client's model in the same process: modules of its own, frozen weights shared.
+
+    Only before a `ClientLanguage` was made of `model`.
+    """
+    inner = model.stack.model
+    memo = {id(tensor): tensor for tensor in [*inner.parameters(), *inner.buffers()]}
+    return CompressedModel(Stack(copy.deepcopy(inner, memo)), model.tokenizer, model.manifest, model.sha256)
+
+
+def _check_manifest(model: CompressedModel, config: LanguageConfig) -> None:
+    manifest = model.manifest
+    expected = config.split_arguments(manifest.plan.n)
+    plan = manifest.plan
+    if (plan.n, plan.a, plan.beta, plan.head) != expected:
+        raise LanguageError(
+            f"compressed model: cut as n={plan.n}, a={plan.a}, beta={plan.beta}, head={plan.head}; the run config asks "
+            f"for {expected}: it is another run's model"
+        )
+    if manifest.lora != lora_specs(config):
+        raise LanguageError(
+            f"compressed model: made for LoRAs {manifest.lora}, the run config says {lora_specs(config)}"
+        )

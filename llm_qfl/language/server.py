@@ -1,0 +1,320 @@
+"""The server's side: one copy of the full model, two named LoRAs, and four ways through it.
+
+The compressed model is a list of layer numbers here (`Route`): nothing is copied, swapped or re-indexed, so the only
+extra memory is the LoRAs and the states that are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llm_qfl.federation.config_language import LanguageConfig
+from llm_qfl.federation.errors import LanguageError
+from llm_qfl.federation.seeding import SERVER, seed_of
+from llm_qfl.language.align import AlignReport, AlignSettings, Teacher, align, boundary_error
+from llm_qfl.language.batches import TokenRows
+from llm_qfl.language.cache import StateCache
+from llm_qfl.language.compress import ExportedModel, export_compressed
+from llm_qfl.language.device import cast_layers, cast_rest, choose_device
+from llm_qfl.language.lora import Arrays, LoraAdapter, LoraSpec, check_arrays
+from llm_qfl.language.models import BaseModel
+from llm_qfl.language.route import Route, logits_at, score
+from llm_qfl.language.split import SplitPlan
+from llm_qfl.language.stack import Stack
+from llm_qfl.language.training import StepBudget
+from llm_qfl.language.wire import byte_count, decode, decode_change, encode
+
+ADAPTER, EMULATOR = "adapter", "emulator"
+ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
+KEPT_BROADCASTS = 8  # answers to older ones are refused
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sends before a round.
+
+    Attributes:
+        arrays: `adapter/...` and, when asked for, `emulator/...`.
+        adapter_version: names the adapter's values; an answer must repeat it.
+        emulator_digest: of the emulator's values that the site must have, or "" where the method has none.
+        size: bytes of the arrays.
+    """
+
+    arrays: Arrays
+    adapter_version: int
+    emulator_digest: str
+    size: int
+
+
+class ServerLanguage:
+    """The server's language model.
+
+    Args:
+        base: the full model; its stack is taken over.
+        config: the section `language`.
+        seed: the run's seed.
+
+    Raises:
+        LanguageError: where the model cannot be cut as configured.
+    """
+
+    def __init__(self, base: BaseModel, config: LanguageConfig, *, seed: int) -> None:
+        self.config, self.base, self.seed = config.effective(), base, seed
+        self.stack = Stack(base.model)
+        self.plan = SplitPlan(*config.split_arguments(len(self.stack)))
+        self._stored = next(base.model.parameters()).dtype
+        self._prepare()
+        self.adapter = self._attach(ADAPTER, self.plan.adapter)
+        self.emulator = self._attach(EMULATOR, self.plan.kept) if config.compresses else None
+        self.adapter_version = 0
+        self._exact = self.adapter.arrays()
+        self._sent: dict[int, Arrays] = {}
+        self._teacher: Teacher | None = None
+        self._caches: dict[tuple[str, str], StateCache] = {}
+        self._emulator_digest, self._emulator_wire = "", dict[str, np.ndarray]()
+        self._publish_emulator()
+
+    def _prepare(self) -> None:
+        """To the device; on a CPU in float32, since alignment trains through every kept layer."""
+        device = choose_device(self.config.device)
+        dtype = torch.bfloat16 if device.type == "cuda" and self.config.dtype != "float32" else torch.float32
+        self.base.model.to(device)
+        cast_layers(self.stack, range(len(self.stack)), dtype)
+        cast_rest(self.stack, dtype)
+
+    def _attach(self, name: str, layers: Sequence[int]) -> LoraAdapter:
+        spec = lora_specs(self.config)[name]
+        return LoraAdapter(
+            self.stack, name, {i: i for i in layers}, spec, seed_of(self.seed, SERVER, 0, f"language-{name}")
+        )
+
+    def route(self, kind: str, cut: int | None = None) -> Route:
+        """A way through the model: one of `ROUTES`.
+
+        Args:
+            kind: `zero-shot` (full model), `adap-fu` (full model with the adapter), `compressed-zero-shot` (compressed
+                and aligned), `adap-emu` (that with the adapter).
+            cut: layer, by its number in the full model, at which prefix and suffix meet; default: the first trained.
+
+        Raises:
+            LanguageError: for an unknown kind.
+        """
+        if kind not in ROUTES:
+            raise LanguageError(f"route: expected one of {', '.join(ROUTES)}, got {kind!r}")
+        compressed = kind in ("compressed-zero-shot", "adap-emu")
+        layers = self.plan.held if compressed else tuple(range(self.plan.n))
+        start = self.plan.first_trained if cut is None else cut
+        every = (self.adapter,) if self.emulator is None else (self.adapter, self.emulator)
+        active = [self.emulator] if compressed and self.emulator is not None else []
+        active += [self.adapter] if kind.startswith("adap") else []
+        prefix, suffix = tuple(i for i in layers if i < start), tuple(i for i in layers if i >= start)
+        return Route(self.stack, self.base.digest, prefix, suffix, every, tuple(active))
+
+    # ------------------------------------------------------------------------------------------------ compress, align
+    def export(self, parent: Path) -> ExportedModel:
+        """Write what sites load, to `parent/<sha256>`.
+
+        Raises:
+            LanguageError: where there is no room.
+        """
+        base = (self.base.name, self.base.digest)
+        return export_compressed(
+            self.stack, self.base.tokenizer, self.plan, base, lora_specs(self.config), parent, dtype=self._stored
+        )
+
+    def align(self, public: TokenRows, server_round: int, *, steps: int | None = None) -> AlignReport | None:
+        """Distil the emulator on public rows; None where the method has none.
+
+        The full model's states on the public rows are kept for the whole run.
+
+        Args:
+            public: public rows, the same object in every call.
+            server_round: 0 before the first round.
+            steps: default: `align-first` in round 0, then `align-steps`.
+        """
+        if self.emulator is None:
+            return None
+        if steps is None:
+            steps = self.config.align_steps if server_round else self.config.align_first
+        teacher = self._teacher_of(public)
+        settings = AlignSettings(
+            StepBudget(
+                steps,
+                self.config.align_batch,
+                self.config.align_rate,
+                total=steps if self.config.schedule == "cosine" else 0,
+                weight_decay=self.config.weight_decay,
+                clip=self.config.clip,
+            ),
+            self.config.kl_weight,
+            self.config.kl_tokens,
+            self.config.align_loss,
+        )
+        seed = seed_of(self.seed, SERVER, server_round, "language-align")
+        report = align(self.route("adap-emu", self._emulator_end), self.emulator, teacher, settings, seed=seed)
+        self._publish_emulator()
+        return report
+
+    def boundary_error(self, public: TokenRows, chosen: Sequence[int] | np.ndarray) -> float:
+        """Relative squared error per token of the emulator on some public rows; 0 where nothing is dropped."""
+        if self.emulator is None:
+            return 0.0
+        student = self.route("adap-emu", self._emulator_end)
+        return boundary_error(student, self._teacher_of(public), np.asarray(chosen, np.int64))
+
+    @property
+    def _emulator_end(self) -> int:
+        return self.plan.n - (self.plan.a - self.plan.head)
+
+    def _teacher_of(self, public: TokenRows) -> Teacher:
+        if self._teacher is None or self._teacher.rows is not public:
+            cached = self.config.align_loss != "released"  # which counts padding, so a row's states are not its own
+            self._teacher = Teacher(self.route("adap-fu", self._emulator_end), public, cached=cached)
+        return self._teacher
+
+    # ------------------------------------------------------------------------------------------------ rounds
+    def broadcast(self, *, emulator: bool) -> Broadcast:
+        """What sites need for a round.
+
+        Args:
+            emulator: send the emulator too? Only to sites that do not hold `emulator_digest` yet.
+        """
+        wire = self.config.wire
+        arrays = encode(ADAPTER, self._exact, wire)
+        self._sent[self.adapter_version] = decode(ADAPTER, arrays, wire, self.adapter.shapes())
+        for old in sorted(self._sent)[:-KEPT_BROADCASTS]:
+            del self._sent[old]
+        if emulator:
+            arrays = {**arrays, **self._emulator_wire}
+        return Broadcast(arrays, self.adapter_version, self._emulator_digest, byte_count(arrays))
+
+    def _publish_emulator(self) -> None:
+        """Fix what sites get, and hold the same: with a lossy wire the server's emulator is the rounded one too."""
+        if self.emulator is None:
+            return
+        self._emulator_wire = encode(EMULATOR, self.emulator.arrays(), self.config.wire)
+        self.emulator.load(decode(EMULATOR, self._emulator_wire, self.config.wire, self.emulator.shapes()))
+        self._emulator_digest = self.emulator.digest()
+
+    def receive(self, arrays: Mapping[str, np.ndarray], adapter_version: int) -> Arrays:
+        """A site's matrices from its answer, strictly checked.
+
+        Args:
+            arrays: the answer; keys that do not start with `adapter/` are not looked at.
+            adapter_version: the broadcast that the answer is to.
+
+        Raises:
+            LanguageError: for an answer to an unknown or too old broadcast, or one of another shape.
+        """
+        if adapter_version not in self._sent:
+            raise LanguageError(f"an answer to adapter version {adapter_version}, known are {sorted(self._sent)}")
+        return decode_change(ADAPTER, arrays, self._sent[adapter_version], self.config.wire)
+
+    def aggregate(self, answers: Sequence[tuple[Arrays, int, float]]) -> None:
+        """Average the sites' matrices into the next adapter.
+
+        A and B are averaged separately: the mean of the products is not the product of the means, but only this
+        keeps the rank. With a lossy wire the mean *change* is added to the server's exact values.
+
+        Args:
+            answers: (matrices from `receive`, the version they answer to, weight), sorted by site name by the caller
+                so that sums are repeatable.
+
+        Raises:
+            LanguageError: for no answer or weights that do not sum to something positive.
+        """
+        total = float(sum(weight for _, _, weight in answers))
+        if not answers or not total > 0:
+            raise LanguageError(f"language aggregation: expected answers of positive weight, got {len(answers)}")
+        if self.config.wire == "fp32" and all(version == self.adapter_version for _, version, _ in answers):
+            new = {
+                key: sum(((w / total) * values[key].astype(np.float64) for values, _, w in answers), np.float64(0))
+                for key in self._exact
+            }
+        else:
+            new = {
+                key: value
+                + sum(((w / total) * (m[key] - self._sent[v][key]).astype(np.float64) for m, v, w in answers))
+                for key, value in self._exact.items()
+            }
+        self.set_adapter({key: np.asarray(value, np.float32) for key, value in new.items()})
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        """Put values into the adapter (after aggregation, or from a checkpoint); they get a new version."""
+        check_arrays(arrays, self.adapter.shapes(), ADAPTER)
+        self._exact = {key: value.copy() for key, value in arrays.items()}
+        self.adapter.load(self._exact)
+        self.adapter_version += 1
+
+    @contextlib.contextmanager
+    def using(self, arrays: Arrays) -> Iterator[None]:
+        """Score another adapter for a while (a site's own, where nothing is averaged)."""
+        self.adapter.load(arrays)
+        try:
+            yield
+        finally:
+            self.adapter.load(self._exact)
+
+    def state(self) -> Arrays:
+        """Everything that changes in a run, for a checkpoint: `adapter/...` and `emulator/...`, float32."""
+        out = {f"{ADAPTER}/{key}": value for key, value in self._exact.items()}
+        if self.emulator is not None:
+            out |= {f"{EMULATOR}/{key}": value for key, value in self.emulator.arrays().items()}
+        return out
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            LanguageError: where it is another plan's.
+        """
+        if self.emulator is not None:
+            self.emulator.load(decode(EMULATOR, arrays, "fp32", self.emulator.shapes()))
+            self._publish_emulator()
+        self.set_adapter(decode(ADAPTER, arrays, "fp32", self.adapter.shapes()))
+
+    # ------------------------------------------------------------------------------------------------ scores
+    def score(self, kind: str, rows: TokenRows) -> list[np.ndarray]:
+        """Negative log-likelihoods of the answer tokens, nats, one array a row.
+
+        The states at the first trained layer are kept for as long as they are valid, so that from the second time on
+        only the trained layers run (for `adap-fu` and `zero-shot`: in the whole run).
+
+        Args:
+            kind: one of `ROUTES`.
+            rows: the rows, the same object each time.
+        """
+        route = self.route(kind)
+        return score(route, rows, self._cache_of(route, rows))
+
+    def logits_at(
+        self, kind: str, rows: TokenRows, positions: Sequence[int] | np.ndarray, tokens: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Logits of the token after one position of each row: (rows, tokens); states are kept as in `score`."""
+        route = self.route(kind)
+        return logits_at(route, rows, positions, self._cache_of(route, rows), tokens)
+
+    def _cache_of(self, route: Route, rows: TokenRows) -> StateCache | None:
+        if not route.prefix:
+            return None
+        key = (repr(route.prefix), rows.digest())
+        known = self._caches.get(key)
+        if known is None or known.version != route.version():
+            known = self._caches[key] = route.cache(rows)
+        return known
+
+
+def lora_specs(config: LanguageConfig) -> dict[str, LoraSpec]:
+    """Shapes of the LoRAs of a run, by adapter name; they travel in the compressed model's manifest."""
+    config = config.effective()
+    specs = {ADAPTER: LoraSpec(config.rank, config.scale * config.rank, config.dropout, config.modules)}
+    if config.compresses:
+        rank = config.emulator_rank
+        specs[EMULATOR] = LoraSpec(rank, config.scale * rank, config.dropout, config.modules)
+    return specs
