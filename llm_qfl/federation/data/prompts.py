@@ -116,13 +116,20 @@ def read_strings(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], ..
     """
     try:
         with _open(path) as file:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            header = [name.strip() for name in next(reader, [])]
             missing = [name for name in wanted if name not in header]
             if missing:
                 raise DataError(f"{path}: no column {', '.join(missing)} among {', '.join(header[:8]) or 'none'}")
-            reader.fieldnames = header
-            rows = [tuple((row[name] or "").strip() for name in wanted) for row in reader]
+            places = [header.index(name) for name in wanted]
+            rows = []
+            for number, row in enumerate((row for row in reader if row), 1):  # blank lines do not count
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{path}: data row {number} has {len(row)} fields, the header has {len(header)}; "
+                        "put cells that hold commas in double quotes"
+                    )
+                rows.append(tuple(row[place].strip() for place in places))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 CSV ({error}); expected commas and a header line") from error
     for number, row in enumerate(rows, 1):
