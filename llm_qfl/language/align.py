@@ -185,7 +185,7 @@ def align_loss(
             report.kl_losses.append(float(kl.detach()))
             loss = loss + settings.kl_weight * kl
     if not torch.isfinite(loss):
-        raise LanguageError(f"alignment: the loss is {float(loss)}; lower language.align-rate")
+        raise LanguageError(f"alignment: the loss is {float(loss.detach())}; lower language.align-rate")
     return loss
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from llm_qfl.federation.errors import LanguageError
@@ -200,6 +201,10 @@ def _inject(stack: Stack, name: str, layers: list[int], spec: LoraSpec) -> None:
     with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator; what it drew is overwritten
         inject_adapter_in_model(config, stack.model, name)
     del stack.model.peft_config  # or a second adapter warns; nothing here reads it
+    for module in stack.model.modules():  # PEFT makes the newest adapter the active one everywhere: each keeps its own
+        if isinstance(module, LoraLayer):
+            module.set_adapter(list(module.lora_A))
+            module.requires_grad_(False)
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -164,7 +164,7 @@ def _backward(
         nll = answer_nll(route.stack, route.tail(boundary), batch)
         term = (nll * batch.weight).sum() / total
         if not torch.isfinite(term):
-            raise LanguageError(f"language training: the loss is {float(term)}; lower language.learning-rate")
+            raise LanguageError(f"language training: the loss is {float(term.detach())}; lower language.learning-rate")
         term.backward()  # type: ignore[no-untyped-call]
         loss += float(term.detach())
     report.losses.append(loss)
