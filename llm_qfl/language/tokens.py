@@ -72,7 +72,7 @@ class LabelWords:
             if ids[common] in starts:
                 raise LanguageError(
                     f"language.label-words: {starts[ids[common]]!r} and {word!r} begin with the same token "
-                    f"({tokenizer.convert_ids_to_tokens(ids[common])!r}) of this model; choose other words, or `letters`"
+                    f"({tokenizer.convert_ids_to_tokens(ids[common])!r}) of this model; choose others, or `letters`"
                 )
             starts[ids[common]] = word
         return cls(tuple(words), coded[0][:common], tuple(ids[common:] for ids in coded))
@@ -217,10 +217,14 @@ def _prompts(
         most = room[number] - len(start)
         if len(ids) > most:
             ids = _shortened(row, most, tokenizer)  # noqa: PLW2901
-        if len(ids) > most or not ids and not start:
+        if len(ids) > most:
             raise LanguageError(
                 f"row {number}: the prompt without the row's text takes {len(ids)} tokens, the limit of {limit} leaves "
-                f"{most} beside the answer: the answer would be cut away; raise language.max-tokens or shorten the prompt"
+                f"{most} beside the answer, which would be cut away; raise language.max-tokens or shorten the prompt"
+            )
+        if not ids and not start:
+            raise LanguageError(
+                f"row {number}: the prompt is empty; expected at least one token that an answer follows"
             )
         out.append(np.array([*start, *ids], np.int64))
     return out

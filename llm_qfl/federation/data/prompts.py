@@ -43,6 +43,8 @@ class TextRow:
 
     def shortened(self, characters: int) -> str:
         """The prompt with only the first `characters` of the part that may be shortened."""
+        if characters >= self.stop - self.start:
+            return self.prompt
         return self.prompt[: self.start + characters].rstrip() + self.prompt[self.stop :]
 
 
@@ -123,13 +125,13 @@ def read_strings(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], ..
                 raise DataError(f"{path}: no column {', '.join(missing)} among {', '.join(header[:8]) or 'none'}")
             places = [header.index(name) for name in wanted]
             rows = []
-            for number, row in enumerate((row for row in reader if row), 1):  # blank lines do not count
-                if len(row) != len(header):
+            for number, cells in enumerate((cells for cells in reader if cells), 1):  # blank lines do not count
+                if len(cells) != len(header):
                     raise DataError(
-                        f"{path}: data row {number} has {len(row)} fields, the header has {len(header)}; "
+                        f"{path}: data row {number} has {len(cells)} fields, the header has {len(header)}; "
                         "put cells that hold commas in double quotes"
                     )
-                rows.append(tuple(row[place].strip() for place in places))
+                rows.append(tuple(cells[place].strip() for place in places))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 CSV ({error}); expected commas and a header line") from error
     for number, row in enumerate(rows, 1):

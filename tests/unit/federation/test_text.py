@@ -186,6 +186,7 @@ def test_only_the_row_is_shortened():
     assert row.shortened(7) == "Tweet: one two\nSentiment:"
     assert row.shortened(4) == "Tweet: one\nSentiment:"
     assert row.shortened(0) == "Tweet:\nSentiment:"
+    assert TextRow.of("Write.\n", "", "x").shortened(0) == "Write.\n"
     assert TextRow.of("{row}", "holds {row} itself", "").prompt == "holds {row} itself"
 
 
