@@ -38,9 +38,10 @@ def noisy_values(device, circuit, x, weights, isa=None):
     angles = AngleCircuit(circuit)
     (basis,), constant = bases(circuit.observables)
     if isa is None:
-        manager = generate_preset_pass_manager(OPTIMIZATION_LEVEL, backend=device, seed_transpiler=TRANSPILER_SEED)
-        isa = manager.run(basis.measured(angles.circuit))
-    errors = _Errors(device.target)
+        isa = _transpiled(device, circuit.digest(), basis.measured(angles.circuit))
+    if device.name not in _ERRORS:
+        _ERRORS[device.name] = _Errors(device.target)
+    errors = _ERRORS[device.name]
     found = basic_device_readout_errors(target=device.target)
     readout = {tuple(on): np.array(error.probabilities) for on, error in found}
     points = angles.values(x, weights)
@@ -53,6 +54,16 @@ def noisy_values(device, circuit, x, weights, isa=None):
         terms = [frequencies @ (1.0 - 2.0 * (np.bitwise_count(outcomes & mask) % 2)) for mask in basis.masks]
         out.append(basis.coefficients @ np.array(terms) + constant)
     return np.array(out)
+
+
+_TRANSPILED, _ERRORS = {}, {}  # the whole device's errors take seconds to make
+
+
+def _transpiled(device, digest, logical):
+    if (device.name, digest) not in _TRANSPILED:
+        manager = generate_preset_pass_manager(OPTIMIZATION_LEVEL, backend=device, seed_transpiler=TRANSPILER_SEED)
+        _TRANSPILED[device.name, digest] = manager.run(logical)
+    return _TRANSPILED[device.name, digest]
 
 
 class _Errors:

@@ -104,7 +104,7 @@ def test_the_tolerance_would_see_the_wrong_device(device, place):
 def test_gradients_are_those_of_the_mark(name, shape, place):
     """Along random directions: the mark's by central differences; the shift rule's within its own deviation."""
     backend, circuit = made(name, shape, place)
-    x, weights = some(circuit, 2)
+    x, weights = some(circuit, 1)
     values, jacobian = backend.jacobian(x, weights)
     rng, step = np.random.default_rng(2), 1e-4
     for _ in range(2):
