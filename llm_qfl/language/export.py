@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,15 +140,16 @@ def merge_adapter(base: BaseModel, folder: Path, target: Path) -> None:
     """
     read = read_adapter(folder)
     check_base(base, read, folder)
-    family = family_of(base.model.config)
     stored = next(base.model.parameters()).dtype
-    peft = PeftModel.from_pretrained(base.model.float(), folder)
-    expected = {name.replace(".default.", ".") for name, _ in peft.named_parameters() if ".lora_" in name}
-    got = {_peft_key(family, key) for key in read.arrays}
-    if expected != got:
+    expected = _expected_keys(family_of(base.model.config), read)
+    if expected != set(read.arrays):  # PEFT would load what it finds and go on
         raise LanguageError(
-            f"adapter in {folder}: {len(got)} matrices, {len(expected)} expected; {sorted(got ^ expected)[:3]}"
+            f"adapter in {folder}: {len(read.arrays)} matrices, {len(expected)} expected; "
+            f"first of those that differ: {sorted(expected ^ set(read.arrays))[:3]}"
         )
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 for a property by its old name
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        peft = PeftModel.from_pretrained(base.model.float(), folder)
     merged = peft.merge_and_unload(safe_merge=True).to(stored)
     size = sum(p.numel() * p.element_size() for p in merged.parameters())
 
@@ -156,6 +158,11 @@ def merge_adapter(base: BaseModel, folder: Path, target: Path) -> None:
         base.tokenizer.save_pretrained(part)
 
     write_folder(target, write, size=size, what="the merged model")
+
+
+def _expected_keys(family: Family, read: AdapterFolder) -> set[str]:
+    targets = family.linear if read.spec.modules == "all-linear" else family.attention
+    return {f"{layer}/{path}/{side}" for layer in read.layers for path in targets for side in "AB"}
 
 
 def _peft_config(family: Family, spec: LoraSpec, layers: list[int], name: str, base: BaseModel) -> LoraConfig:

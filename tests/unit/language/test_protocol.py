@@ -1,0 +1,261 @@
+import numpy as np
+import pytest
+
+from llm_qfl.federation.errors import LanguageError
+from llm_qfl.language.batches import TokenRows
+from llm_qfl.language.client import ClientLanguage, share
+from llm_qfl.language.compress import load_compressed
+from llm_qfl.language.server import KEPT_BROADCASTS
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_one_client_is_the_same_steps_done_centrally(make_server, make_client, make_rows) -> None:
+    """Two rounds of one site equal the steps on the server's own compressed route, bit for bit."""
+    from llm_qfl.language.training import StepBudget, train_adapter
+
+    rows = make_rows(0, 9)
+    server, central = make_server(), make_server()
+    client = make_client(server)
+    for server_round in range(2):
+        sent = server.broadcast(emulator=server_round == 0)
+        client.receive(sent.arrays, sent.emulator_digest)
+        update = client.train(rows, seed=server_round, offset=3 * server_round, total=6)
+        server.aggregate([(server.receive(update.arrays, sent.adapter_version), sent.adapter_version, 5.0)])
+        budget = StepBudget(3, 4, 2e-3, 3 * server_round, 6)
+        route = central.route("adap-emu")
+        train_adapter(route, central.adapter, rows, budget, 0.01, seed=server_round, cache=route.cache(rows))
+    assert same(server.adapter.arrays(), central.adapter.arrays())
+    assert server.adapter.digest() != make_server().adapter.digest()
+
+
+def test_two_clients_are_two_objects_with_two_results(make_server, make_rows, tmp_path) -> None:
+    server = make_server()
+    exported = server.export(tmp_path)
+    model = load_compressed(exported.folder, exported.sha256)
+    clients = [ClientLanguage(m, server.config) for m in (share(model), model)]
+    mine, theirs = (c.adapter.parameters for c in clients)
+    assert all(mine[k] is not theirs[k] and mine[k].data_ptr() != theirs[k].data_ptr() for k in mine)
+    frozen = [c.stack.layers[0].self_attn.q_proj.base_layer.weight for c in clients]
+    assert frozen[0].data_ptr() == frozen[1].data_ptr()  # what is frozen is shared
+    sent = server.broadcast(emulator=True)
+    updates = []
+    for seed, client in enumerate(clients):
+        client.receive(sent.arrays, sent.emulator_digest)
+        updates.append(client.train(make_rows(seed, 6), seed=seed))
+    one, two = (server.receive(u.arrays, sent.adapter_version) for u in updates)
+    assert not same(one, two)
+    server.aggregate([(one, sent.adapter_version, 1.0), (two, sent.adapter_version, 3.0)])
+    for key, value in server.adapter.arrays().items():
+        np.testing.assert_allclose(value, 0.25 * one[key] + 0.75 * two[key], rtol=1e-6, atol=1e-7)
+
+
+def test_emulator_changes_what_a_client_computes(make_server, make_client, make_rows) -> None:
+    server = make_server(align_rate=1e-2)
+    client = make_client(server)
+    rows = make_rows(0, 5)
+    sent = server.broadcast(emulator=True)
+    client.receive(sent.arrays, sent.emulator_digest)
+    before, trained_before = client.score(rows), client.train(rows, seed=0)
+    server.align(make_rows(1, 8), 0, steps=6)
+    again = server.broadcast(emulator=True)
+    assert again.emulator_digest != sent.emulator_digest
+    client.receive(again.arrays, again.emulator_digest)
+    trained_after = client.train(rows, seed=0)
+    client.receive(again.arrays, again.emulator_digest)
+    after = client.score(rows)
+    assert not np.allclose(np.concatenate(before), np.concatenate(after))
+    assert not same(trained_before.arrays, trained_after.arrays)
+    assert trained_after.report.computed == 5  # the boundary states of the old emulator are worth nothing
+
+
+def test_states_are_computed_once_an_emulator(make_server, make_client, make_rows) -> None:
+    server = make_server()
+    client = make_client(server)
+    rows = make_rows(0, 5)
+    sent = server.broadcast(emulator=True)
+    client.receive(sent.arrays, sent.emulator_digest)
+    assert client.train(rows, seed=0).report.computed == 5
+    assert client.train(rows, seed=1).report.computed == 0
+
+
+def test_states_and_emulator_outlive_the_process(make_server, make_client, make_rows) -> None:
+    server = make_server()
+    server.align(make_rows(1, 8), 0, steps=2)
+    rows = make_rows(0, 5)
+    first = make_client(server, "site")
+    sent = server.broadcast(emulator=True)
+    assert not first.holds(sent.emulator_digest)
+    first.receive(sent.arrays, sent.emulator_digest)
+    one = first.train(rows, seed=0)
+    second = make_client(server, "site")  # a node's next message comes to a new process
+    assert second.holds(sent.emulator_digest)
+    second.receive(server.broadcast(emulator=False).arrays, sent.emulator_digest)
+    two = second.train(rows, seed=0)
+    assert two.report.computed == 0
+    assert same(one.arrays, two.arrays)
+    assert (first.folder.stat().st_mode & 0o077) == 0  # states are as private as rows
+    for path in first.folder.rglob("boundary-*.bin"):
+        assert (path.stat().st_mode & 0o077) == 0
+    server.align(make_rows(1, 8), 1, steps=2)
+    fresh = server.broadcast(emulator=True)
+    second.receive(fresh.arrays, fresh.emulator_digest)
+    second.train(rows, seed=0)
+    assert len(list(second.folder.glob("emulator-*/boundary-*.bin"))) == 1  # the old emulator's are gone
+
+
+def test_emulator_that_is_not_held(make_server, make_client) -> None:
+    server = make_server()
+    client = make_client(server)
+    sent = server.broadcast(emulator=False)
+    assert not any(key.startswith("emulator/") for key in sent.arrays)
+    with pytest.raises(LanguageError, match="does not hold emulator"):
+        client.receive(sent.arrays, sent.emulator_digest)
+    with pytest.raises(LanguageError, match="no adapter was received"):
+        client.train(TokenRows.of([[1, 2]]), seed=0)
+
+
+def test_emulator_that_is_not_the_one_announced(make_server, make_client) -> None:
+    server = make_server()
+    client = make_client(server)
+    sent = server.broadcast(emulator=True)
+    key = next(k for k in sent.arrays if k.startswith("emulator/"))
+    with pytest.raises(LanguageError, match="not the one announced"):
+        client.receive({**sent.arrays, key: sent.arrays[key] + 1}, sent.emulator_digest)
+
+
+@pytest.mark.parametrize("wire", ["fp16", "int8"])
+def test_lossy_wire(make_server, make_client, make_rows, wire) -> None:
+    """Both sides hold the same emulator; bytes shrink; the adapter still arrives."""
+    server, exact = make_server(wire=wire), make_server()
+    for each in (server, exact):
+        each.align(make_rows(1, 8), 0, steps=4)
+    client = make_client(server, "site")
+    sent, plain = server.broadcast(emulator=True), exact.broadcast(emulator=True)
+    assert sent.size < {"fp16": 0.51, "int8": 0.31}[wire] * plain.size
+    client.receive(sent.arrays, sent.emulator_digest)
+    rows = make_rows(0, 6)
+    assert same(client.emulator.arrays(), server.emulator.arrays())
+    update = client.train(rows, seed=0)
+    assert update.size < {"fp16": 0.51, "int8": 0.31}[wire] * 4 * sum(v.size for v in exact.adapter.arrays().values())
+    got = server.receive(update.arrays, sent.adapter_version)
+    for key, value in client.adapter.arrays().items():
+        np.testing.assert_allclose(got[key], value, atol=2e-4)
+    before = server._exact["4/self_attn.q_proj/A"].copy()
+    server.aggregate([(got, sent.adapter_version, 1.0)])
+    assert not np.array_equal(before, server._exact["4/self_attn.q_proj/A"])
+    again = make_client(server, "site")
+    assert again.holds(sent.emulator_digest)
+    assert (again.folder / "residual.safetensors").is_file()
+
+
+def test_late_answers(make_server, make_client, make_rows) -> None:
+    """An answer to an older broadcast moves the adapter by its change; one too old is refused."""
+    server = make_server()
+    client = make_client(server)
+    old = server.broadcast(emulator=True)
+    client.receive(old.arrays, old.emulator_digest)
+    update = client.train(make_rows(0, 6), seed=0)
+    start = server.adapter.arrays()
+    moved = {key: value + np.float32(1) for key, value in start.items()}
+    server.set_adapter(moved)
+    server.broadcast(emulator=False)
+    late = server.receive(update.arrays, old.adapter_version)
+    server.aggregate([(late, old.adapter_version, 1.0)])
+    for key, value in server.adapter.arrays().items():
+        np.testing.assert_allclose(value, moved[key] + late[key] - start[key], rtol=1e-5, atol=1e-6)
+    for _ in range(KEPT_BROADCASTS):
+        server.set_adapter(moved)
+        server.broadcast(emulator=False)
+    with pytest.raises(LanguageError, match="adapter version 0, known are"):
+        server.receive(update.arrays, old.adapter_version)
+    with pytest.raises(LanguageError, match="positive weight, got 0"):
+        server.aggregate([])
+
+
+def test_adapter_of_another_plan(make_server, make_client) -> None:
+    server, other = make_server(), make_server(adapter_layers=3)
+    sent, foreign = server.broadcast(emulator=True), other.broadcast(emulator=True)
+    with pytest.raises(LanguageError, match=r"expected 28 matrices, got 42: missing \[\], unknown \['3/"):
+        make_client(server).receive(foreign.arrays, sent.emulator_digest)
+    with pytest.raises(LanguageError, match="missing"):
+        other.receive(sent.arrays, foreign.adapter_version)
+    shallow = {
+        k.replace("adapter/5/", "adapter/4/").replace("adapter/4/", "adapter/3/"): v for k, v in sent.arrays.items()
+    }
+    with pytest.raises(LanguageError, match="another plan"):
+        server.receive(shallow, sent.adapter_version)
+
+
+def test_layers_have_the_full_model_s_numbers_on_the_wire(make_server, make_client) -> None:
+    server = make_server()
+    client = make_client(server)
+    assert server.plan.held == (0, 3, 4, 5)
+    assert {key.split("/")[1] for key in server.broadcast(emulator=True).arrays} == {"0", "3", "4", "5"}
+    assert client.adapter.layers == {4: 2, 5: 3}
+    assert client.emulator.layers == {0: 0, 3: 1}
+
+
+@pytest.mark.parametrize("method", ["fedbiot", "fedot", "offsite", "fedlora-all", "fedlora-tail", "local"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_every_method_and_family_goes_round(make_server, make_client, make_rows, method, kind) -> None:
+    server = make_server(method=method, model=f"tiny-{kind}-6")
+    client = make_client(server)
+    rows = make_rows(0, 5)
+    server.align(make_rows(1, 5), 0, steps=1)
+    sent = server.broadcast(emulator=True)
+    client.receive(sent.arrays, sent.emulator_digest)
+    for a, b in zip(server.score("adap-emu", rows), client.score(rows), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    update = client.train(rows, seed=0)
+    server.aggregate([(server.receive(update.arrays, sent.adapter_version), sent.adapter_version, 1.0)])
+    assert server.adapter.digest() == client.adapter.digest()
+
+
+def test_local_goes_on_with_its_own(make_server, make_client, make_rows) -> None:
+    server = make_server(method="local")
+    rows = make_rows(0, 5)
+    sent = server.broadcast(emulator=True)
+    first = make_client(server, "site")
+    first.receive(sent.arrays, sent.emulator_digest)
+    first.train(rows, seed=0)
+    second = make_client(server, "site")
+    second.receive(server.broadcast(emulator=False).arrays, sent.emulator_digest)
+    assert same(first.adapter.arrays(), second.adapter.arrays())
+    plain = server.score("adap-fu", rows)
+    with server.using(first.adapter.arrays()):
+        assert not np.allclose(plain[0], server.score("adap-fu", rows)[0])
+    assert np.array_equal(plain[0], server.score("adap-fu", rows)[0])
+
+
+def test_checkpoint(make_server, make_rows, shake) -> None:
+    server, other = make_server(), make_server(seed=8)
+    server.align(make_rows(1, 8), 0, steps=2)
+    server.set_adapter({k: v + np.float32(0.1) for k, v in server.adapter.arrays().items()})
+    other.load_state(server.state())
+    assert same(server.state(), other.state())
+    assert server.broadcast(emulator=True).emulator_digest == other.broadcast(emulator=True).emulator_digest
+
+
+def test_server_keeps_states_and_drops_them_when_they_are_old(make_server, make_rows, shake, monkeypatch) -> None:
+    server = make_server()
+    rows = make_rows(0, 5)
+    server.score("adap-fu", rows)
+    server.score("adap-emu", rows)
+    layers: list[int] = []
+    original = type(server.stack).run
+
+    def watched(stack, hidden, numbers):
+        layers.extend(numbers)
+        return original(stack, hidden, numbers)
+
+    monkeypatch.setattr(type(server.stack), "run", watched)
+    shake(server.adapter, 1)
+    server.score("adap-fu", rows)
+    server.score("adap-emu", rows)
+    assert set(layers) == set(server.plan.adapter)
+    shake(server.emulator, 1)
+    server.score("adap-emu", rows)
+    assert set(layers) == set(server.plan.held)
