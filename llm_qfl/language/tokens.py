@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from llm_qfl.federation.data.prompts import TextRow
+from llm_qfl.federation.data.text import TextPlan
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.federation.types import Labels
 from llm_qfl.language.batches import TokenRows
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[int, ...]
+TYPICAL = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,35 @@ def class_rows(
     shared = np.array(words.shared, np.int64)
     prompts = _prompts(rows, tokenizer, [limit - words.longest - len(words.shared)] * len(rows), limit)
     return ClassRows(tuple(np.concatenate([prompt, shared]) for prompt in prompts), words)
+
+
+def fitting_plan(plan: TextPlan, words: LabelWords, tokenizer: PreTrainedTokenizerBase, *, limit: int) -> TextPlan:
+    """The plan with as many of its columns, the most telling first, as fit in the limit; other plans as they are.
+
+    The server decides it once, from numbers around the federated means (`TYPICAL` deviations from them): no site's
+    rows are looked at. A row that is longer still loses the end of its last column.
+
+    Args:
+        plan: how rows are written.
+        words: the answers.
+        tokenizer: the model's.
+        limit: most tokens of prompt and answer together.
+
+    Raises:
+        LanguageError: not even one column fits.
+    """
+    if not plan.columns:
+        return plan
+    for count in range(len(plan.columns), 0, -1):
+        shorter = plan.first(count)
+        coded = encode([row.prompt for row in shorter.prompts(shorter.typical(TYPICAL))], tokenizer)
+        longest = max(len(ids) for ids in coded)
+        if longest + len(opening(tokenizer)) + len(words.shared) + words.longest <= limit:
+            return shorter
+    raise LanguageError(
+        f"language.max-tokens: a row of one column ({plan.names[0]!r}) takes {longest} tokens, the limit is {limit}; "
+        "raise it, or shorten the column's name or the prompt"
+    )
 
 
 def answer_rows(

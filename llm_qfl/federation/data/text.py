@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -103,6 +103,15 @@ class TextPlan:
     def prompts(self, texts: Iterable[str]) -> tuple[TextRow, ...]:
         """Rows without an answer: what is to be predicted, or public text in the task's template."""
         return tuple(TextRow.of(self.template, text, "") for text in texts)
+
+    def first(self, count: int) -> TextPlan:
+        """The plan with only its `count` most telling columns."""
+        cut = {name: getattr(self, name)[:count] for name in ("columns", "names", "centre", "scale")}
+        return replace(self, **cut)
+
+    def typical(self, deviations: Sequence[float]) -> tuple[str, ...]:
+        """What rows read as whose columns all lie so many standard deviations from their means."""
+        return tuple(self._write(np.array(self.centre) + far * np.array(self.scale)) for far in deviations)
 
     def _write(self, values: Array) -> str:
         if self.style == "numbers":

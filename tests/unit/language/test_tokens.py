@@ -9,10 +9,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from llm_qfl.federation.data.prompts import TextRow
+from llm_qfl.federation.data.text import TextPlan
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.batches import collate
 from llm_qfl.language.tiny import byte_tokenizer, tiny_model
-from llm_qfl.language.tokens import LabelWords, answer_rows, class_rows, encode, opening, plain_rows
+from llm_qfl.language.tokens import LabelWords, answer_rows, class_rows, encode, fitting_plan, opening, plain_rows
 
 BYTES = byte_tokenizer()
 TEMPLATE = "Tweet: {row}\nSentiment:"
@@ -98,6 +99,21 @@ def test_no_row_is_longer_than_the_limit_and_question_and_answer_are_whole(text,
         whole = bytes(BYTES.decode([int(i) for i in ids]), "utf-8")
         assert whole.startswith(b"Tweet:")
         assert whole.endswith(f"\nSentiment: {word}".encode())
+
+
+def test_a_plan_keeps_the_columns_that_fit():
+    words = LabelWords.of(("no", "yes"), BYTES)
+    names = ("first", "second", "third")
+    plan = TextPlan("numbers", "{row}\nC:", ("no", "yes"), (2, 1, 0), names, (10.0, 20.0, 30.0), (1.0,) * 3)
+    whole = len("first: 10, second: 20, third: 30\nC: yes")
+    assert fitting_plan(plan, words, BYTES, limit=whole) == plan
+    shorter = fitting_plan(plan, words, BYTES, limit=whole - 1)
+    assert (shorter.columns, shorter.names, shorter.scale) == ((2, 1), names[:2], (1.0, 1.0))
+    assert fitting_plan(plan, words, BYTES, limit=len("first: 12\nC: yes")).names == ("first",)
+    with pytest.raises(LanguageError, match=r"one column \('first'\) takes 12 tokens, the limit is 15"):
+        fitting_plan(plan, words, BYTES, limit=15)
+    text = TextPlan("text", "{row}", ("no", "yes"))
+    assert fitting_plan(text, words, BYTES, limit=1) is text
 
 
 def test_answers_end_with_the_end_token():
