@@ -41,8 +41,20 @@ class Basis:
         out.measure_all()
         return out
 
-    def values(self, counts: Sequence[Counts]) -> Array:
-        """This basis' part of the expectation values (M, K)."""
+    def values(self, outcomes: Array | Sequence[Counts]) -> Array:
+        """This basis' part of the expectation values (M, K).
+
+        Args:
+            outcomes: counts (M, 2^n), or a mapping for each point.
+        """
+        if isinstance(outcomes, np.ndarray):
+            signs = 1.0 - 2.0 * (
+                np.bitwise_count(np.arange(outcomes.shape[1], dtype=np.uint64)[:, None] & self.masks) & 1
+            )
+            return np.asarray((outcomes @ signs) / outcomes.sum(axis=1, keepdims=True) @ self.coefficients.T)
+        return self._values_of_mappings(outcomes)
+
+    def _values_of_mappings(self, counts: Sequence[Counts]) -> Array:
         sizes = [len(one) for one in counts]
         outcomes = np.fromiter((key for one in counts for key in one), np.uint64, sum(sizes))
         weights = np.fromiter((value for one in counts for value in one.values()), np.float64, sum(sizes))
@@ -53,6 +65,13 @@ class Basis:
             signs = 1.0 - 2.0 * (np.bitwise_count(outcomes & mask) & 1)
             terms[:, number] = np.bincount(owner, weights * signs, len(counts)) / total
         return np.asarray(terms @ self.coefficients.T)
+
+
+def mappings(outcomes: Array | list[Counts]) -> list[Counts]:
+    """Counts (M, 2^n) as a mapping for each point, without the zeros."""
+    if not isinstance(outcomes, np.ndarray):
+        return outcomes
+    return [{int(key): float(row[key]) for key in np.flatnonzero(row)} for row in outcomes]
 
 
 def bases(observables: Sequence[SparsePauliOp]) -> tuple[list[Basis], Array]:

@@ -16,7 +16,7 @@ from qiskit.circuit import QuantumCircuit
 
 from llm_qfl.federation.errors import BackendError
 from llm_qfl.federation.types import Array
-from llm_qfl.quantum.sampled.counts import Counts
+from llm_qfl.quantum.sampled.counts import Counts, mappings
 
 NOISE_FACTORS = (1, 3, 5)
 CALIBRATION_SHOTS = 4096
@@ -51,8 +51,9 @@ class ReadoutCorrection:
     """Assignment errors of the measured qubits, calibrated once.
 
     Args:
-        simulator: an AerSimulator with the device's noise, seeded.
+        noise_model: Aer's.
         qubits: measured into bit 0, 1, ...
+        seed: of the calibration's shots.
 
     Attributes:
         executions: calibration circuits times shots.
@@ -61,19 +62,23 @@ class ReadoutCorrection:
         BackendError: mthree is not installed.
     """
 
-    def __init__(self, simulator: Any, qubits: Sequence[int]) -> None:  # noqa: ANN401
+    def __init__(self, noise_model: Any, qubits: Sequence[int], seed: int) -> None:  # noqa: ANN401
         try:
             from mthree import M3Mitigation
         except ImportError as error:
             raise BackendError("quantum.mitigation: install the extra aer: pip install 'llm-qfl[aer]'") from error
         self._qubits = list(qubits)
+        from qiskit_aer import AerSimulator
+
+        simulator = AerSimulator(method="density_matrix", noise_model=noise_model, seed_simulator=seed)
         self._mthree = M3Mitigation(simulator)
         self._mthree.cals_from_system(self._qubits, shots=CALIBRATION_SHOTS, method="independent", async_cal=False)
         self.executions = 2 * len(self._qubits) * CALIBRATION_SHOTS
 
-    def quasi(self, counts: Sequence[Counts]) -> list[Counts]:
+    def quasi(self, outcomes: Array | list[Counts]) -> list[Counts]:
         """Quasi-probabilities of each point; they may be negative and sum to one."""
         width = len(self._qubits)
+        counts = mappings(outcomes)
         words = [{format(key, f"0{width}b"): int(value) for key, value in one.items()} for one in counts]
         corrected = self._mthree.apply_correction(words, self._qubits)
         return [{int(key, 2): float(value) for key, value in one.items()} for one in corrected]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from qiskit.circuit import QuantumCircuit, QuantumRegister
 from qiskit.providers import BackendV2, Options
 from qiskit.transpiler import Target
 
 from llm_qfl.federation.errors import BackendError
+from llm_qfl.quantum.sampled.simulate import Noise
 
 
 def load_fake_device(name: str) -> Any:  # noqa: ANN401
@@ -87,6 +89,23 @@ def cut_circuit(circuit: QuantumCircuit) -> tuple[QuantumCircuit, list[int]]:
             continue
         cut.append(step.operation, [place[qubit] for qubit in qubits], step.clbits)
     return cut, used
+
+
+def cut_noise(device: Any, qubits: list[int], measured: tuple[int, ...]) -> Noise:  # noqa: ANN401
+    """The errors of a part of a device.
+
+    Args:
+        device: the whole one.
+        qubits: of the device, in the order of the part's.
+        measured: the part's qubit behind bit 0, 1, ...
+    """
+    from qiskit_aer.noise import NoiseModel
+    from qiskit_aer.noise.device import basic_device_readout_errors
+
+    part = CutDevice(device, qubits)
+    errors = {on[0]: np.array(error.probabilities) for on, error in basic_device_readout_errors(target=part.target)}
+    readout = {bit: errors[qubit] for bit, qubit in enumerate(measured) if qubit in errors}
+    return Noise(NoiseModel.from_backend(part), readout)
 
 
 def _touched(step: Any) -> tuple[Any, ...]:  # noqa: ANN401

@@ -1,0 +1,208 @@
+"""`python -m benchmarks.devices`: circuits with shots, ideal and noisy, beside qiskit-machine-learning on the same Aer.
+
+An *evaluation* is a loss at one point over all rows, a *gradient* the loss's gradient over them; 1,024 shots a circuit.
+Each line is measured in a process of its own, on two threads. A slow side gets fewer rows and is scaled; it is said.
+qiskit-machine-learning's networks get the device's whole noise model, as `SamplerV2.from_backend(device)` gives it,
+and their circuit transpiled beforehand, as its documentation asks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+SIZES = ((4, 80), (8, 80))
+DEVICES = (None, "FakeManilaV2", "FakeFez")
+SIDES = ("ours", "SamplerQNN", "EstimatorQNN", "VQC")
+SHOTS = 1024
+SLOW_ROWS = 4
+LIMIT_S = 420
+
+
+def best(call, seconds=2.0):
+    """Seconds, best of the repeats."""
+    times, start = [], time.perf_counter()
+    while not times or time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return min(times)
+
+
+def setting(qubits):
+    """The default circuit at this width, and rows."""
+    from llm_qfl.federation.config import QuantumConfig
+    from llm_qfl.quantum.circuits import build_circuit
+
+    config = QuantumConfig(qubits=qubits, shots=SHOTS)
+    rng = np.random.default_rng(0)
+    circuit = build_circuit(config, 2)
+    x = rng.uniform(-1, 1, (80, qubits))
+    return config, circuit, x, rng.normal(scale=0.4, size=len(circuit.weight_parameters))
+
+
+def ours(qubits, device):
+    """Our backend: seconds and what a gradient takes."""
+    from llm_qfl.quantum.backends import make_backend
+    from llm_qfl.quantum.scope import Place
+
+    config, circuit, x, weights = setting(qubits)
+    config = config.model_copy(update={"backend": "aer" if device is None else f"aer-{device}"})
+    with tempfile.TemporaryDirectory() as folder:
+        before = time.perf_counter()
+        backend = make_backend(config, circuit, Place(Path(folder)))
+        built = time.perf_counter() - before
+        evaluation = best(lambda: backend.expectations(x, weights))
+        rows = 80 if evaluation < 0.2 else SLOW_ROWS
+        gradient = best(lambda: backend.jacobian(x[:rows], weights), 0.0)
+    runner = backend._runner
+    points = 80 * (2 * circuit.gates + 1)
+    return {
+        "built": built,
+        "evaluation": evaluation,
+        "gradient": gradient * 80 / rows,
+        "rows": rows,
+        "touched": runner.qubits_touched,
+        "jobs": 1,
+        "pubs": len(runner._measured),
+        "circuits": points * len(runner._measured),
+    }
+
+
+class Counting:
+    """A primitive that counts its calls, PUBs and circuits."""
+
+    def __init__(self, inner):
+        self.inner, self.jobs, self.pubs, self.circuits = inner, 0, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def run(self, pubs, **options):
+        """As the primitive's."""
+        pubs = list(pubs)
+        self.jobs += 1
+        self.pubs += len(pubs)
+        self.circuits += sum(int(np.prod(np.shape(pub[-1])[:-1] or 1)) for pub in map(tuple, pubs))
+        return self.inner.run(pubs, **options)
+
+
+def peer(side, qubits, device):
+    """A network of qiskit-machine-learning on Aer's primitive."""
+    from qiskit.quantum_info import SparsePauliOp
+    from qiskit.transpiler import generate_preset_pass_manager
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.primitives import EstimatorV2, SamplerV2
+    from qiskit_machine_learning.neural_networks import EstimatorQNN, SamplerQNN
+
+    from llm_qfl.quantum.sampled.noise import load_fake_device
+
+    _, circuit, x, weights = setting(qubits)
+    before = time.perf_counter()
+    fake = None if device is None else load_fake_device(device)
+    simulator = AerSimulator() if fake is None else AerSimulator.from_backend(fake)
+    manager = None if fake is None else generate_preset_pass_manager(3, backend=fake, seed_transpiler=0)
+    common = {
+        "circuit": circuit.circuit,
+        "input_params": list(circuit.input_parameters),
+        "weight_params": list(circuit.weight_parameters),
+        "pass_manager": manager,
+    }
+    if side == "SamplerQNN":
+        primitive = Counting(SamplerV2.from_backend(simulator, default_shots=SHOTS, seed=0))
+        network = SamplerQNN(sampler=primitive, **common)
+    else:
+        options = {"default_precision": 1 / np.sqrt(SHOTS)}
+        primitive = Counting(EstimatorV2.from_backend(simulator, options=options))
+        observables = [SparsePauliOp(op) for op in circuit.observables]
+        network = EstimatorQNN(estimator=primitive, observables=observables, **common)
+    built = time.perf_counter() - before
+    few = x[:SLOW_ROWS]
+    once = best(lambda: network.forward(few, weights), 0.0)
+    rows = 80 if once < 0.5 else SLOW_ROWS
+    evaluation = best(lambda: network.forward(x[:rows], weights), 0.0) * 80 / rows
+    primitive.jobs = primitive.pubs = primitive.circuits = 0
+    before = time.perf_counter()
+    network.backward(few[:1], weights)
+    gradient = (time.perf_counter() - before) * 80
+    return {"built": built, "evaluation": evaluation, "gradient": gradient, "rows": rows, "jobs": primitive.jobs,
+            "pubs": primitive.pubs * 80, "circuits": primitive.circuits * 80}  # fmt: skip
+
+
+def vqc(qubits):
+    """VQC with its defaults: its own encoding, ansatz and sampler (exact state vectors, then shots)."""
+    from qiskit_machine_learning.algorithms import VQC
+
+    _, _, x, _ = setting(qubits)
+    before = time.perf_counter()
+    network = VQC(num_qubits=qubits).neural_network
+    built = time.perf_counter() - before
+    weights = np.random.default_rng(1).normal(size=network.num_weights)
+    evaluation = best(lambda: network.forward(x, weights))
+    before = time.perf_counter()
+    network.backward(x[:1], weights)
+    gradient = (time.perf_counter() - before) * 80
+    return {"built": built, "evaluation": evaluation, "gradient": gradient, "rows": 80}
+
+
+def measure(side, qubits, device):
+    """One line, in this process."""
+    warnings.simplefilter("ignore")
+    if side == "ours":
+        return ours(qubits, device)
+    return vqc(qubits) if side == "VQC" else peer(side, qubits, device)
+
+
+def in_process(side, qubits, device):
+    """One line, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.devices", "--one", side, str(qubits), str(device)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"longer than {LIMIT_S} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:120]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    """Print the table as Markdown."""
+    if sys.argv[1:2] == ["--one"]:
+        side, qubits, device = sys.argv[2:5]
+        print(json.dumps(measure(side, int(qubits), None if device == "None" else device)))
+        return
+    print(f"{SHOTS} shots; times relative to ours in brackets; one gradient over 80 rows\n")
+    print("| qubits, rows | noise | | evaluations/s | gradient, s | jobs | PUBs | circuits | measured on |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for qubits, rows in SIZES:
+        for device in DEVICES:
+            if device == "FakeManilaV2" and qubits > 5:
+                print(f"| {qubits}, {rows} | {device} | | the device has 5 qubits | | | | | |", flush=True)
+                continue
+            first = None
+            for side in SIDES:
+                if side == "VQC" and device is not None:
+                    continue
+                found = in_process(side, qubits, device)
+                where = f"| {qubits}, {rows} | {device or 'none'} | {side} |"
+                if "failed" in found:
+                    print(f"{where} {found['failed']} | | | | | |", flush=True)
+                    continue
+                first = first or found
+                slower = [
+                    f" ({found[k] / first[k]:.1f}x)" if found is not first else "" for k in ("evaluation", "gradient")
+                ]
+                cost = " | ".join(f"{found[k]:,}" if k in found else "" for k in ("jobs", "pubs", "circuits"))
+                print(f"{where} {1 / found['evaluation']:.3g}{slower[0]} | {found['gradient']:.3g}{slower[1]} | {cost} | "
+                      f"{found['rows']} rows |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
