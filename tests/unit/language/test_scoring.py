@@ -155,3 +155,23 @@ def test_written_scores_keep_the_end_token_apart():
     assert np.isnan(unended.end[0])
     assert unended.end_nll is None
     assert unended.nll == unended.text_nll
+
+
+@pytest.mark.slow
+def test_the_default_model_scores_as_transformers_does():
+    from llm_qfl.federation.settings import default_folder
+    from llm_qfl.language.models import load_base
+
+    base = load_base("smollm2-135m", default_folder() / "models")
+    words = LabelWords.of(("negative", "neutral", "positive"), base.tokenizer)
+    texts = ("I love this so much, best day ever!", "The meeting starts at noon.", "Worst service ever. I hate it.")
+    rows = class_rows([TextRow.of("Tweet: {row}\nSentiment:", t, "") for t in texts], words, base.tokenizer, limit=64)
+    asked = [base.tokenizer(f"Tweet: {text}\nSentiment:", return_tensors="pt") for text in texts]
+    with torch.no_grad():
+        expected = [torch.log_softmax(base.model(**question).logits[0, -1], 0) for question in asked]
+    stack = Stack(base.model)
+    found = LabelScorer(rows).log_likelihoods(Route(stack, base.digest, tuple(range(26)), tuple(range(26, 30)), (), ()))
+    tokens = [base.tokenizer(f" {word}")["input_ids"][0] for word in words.words]
+    np.testing.assert_allclose(found, [row[tokens].numpy() for row in expected], atol=1e-3)
+    assert found[0].argmax() == 2
+    assert found[2].argmax() == 0
