@@ -68,7 +68,7 @@ class LabelScorer:
         return out
 
     def _caches_of(self, route: Route) -> dict[int, StateCache]:
-        if not self._cached:
+        if not self._cached or not route.prefix:  # the embedding alone is no work
             return {}
         version = route.version()
         if version not in self._caches:

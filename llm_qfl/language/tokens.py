@@ -100,6 +100,10 @@ class ClassRows:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def alone(self) -> TokenRows:
+        """The prompts without an answer, for features and for alignment in the form of the task."""
+        return TokenRows.of(self.prompts)
+
     def with_word(self, word: int) -> TokenRows:
         """Every prompt with the same answer."""
         return self.answered(np.full(len(self), word, np.intp))

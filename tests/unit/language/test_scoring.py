@@ -56,6 +56,12 @@ def test_likelihoods_are_those_of_a_plain_loop(words, cached):
     np.testing.assert_allclose(scorer.log_likelihoods(ROUTE, batch_size=3), expected, atol=1e-5)  # from the cache
 
 
+def test_a_route_without_frozen_layers_scores_the_same():
+    whole = Route(STACK, "tiny", (), (0, 1, 2, 3), (), ())
+    expected = LabelScorer(rows_of()).log_likelihoods(ROUTE)
+    np.testing.assert_allclose(LabelScorer(rows_of()).log_likelihoods(whole), expected, atol=1e-6)
+
+
 @given(st.lists(st.text("abc xyz", max_size=30), min_size=1, max_size=7), st.integers(1, 5))
 @settings(max_examples=15, deadline=None)
 def test_a_row_scores_the_same_alone_and_in_any_batch(texts, size):

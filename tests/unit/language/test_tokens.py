@@ -43,6 +43,7 @@ def test_what_all_words_begin_with_belongs_to_the_prompt():
     assert words.longest == 9
     rows = class_rows([TextRow.of(TEMPLATE, "a", "")], words, BYTES, limit=60)
     assert text_of(rows.prompts[0]) == "Tweet: a\nSentiment: "
+    assert rows.alone().ids[0].tolist() == rows.prompts[0].tolist()
     assert text_of(rows.answered(np.array([1])).ids[0]) == "Tweet: a\nSentiment: benign"
 
 
