@@ -49,6 +49,7 @@ class TextPlan:
         names: their names.
         centre, scale: their mean and standard deviation over the federation, for `levels`.
         digits: significant digits of `numbers`.
+        factor: what `numbers` are multiplied by before they are written (k-mer frequencies are shares per thousand).
         k: bases of a word of `words`.
     """
 
@@ -60,6 +61,7 @@ class TextPlan:
     centre: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     digits: int = 3
+    factor: float = 1.0
     k: int = 6
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class TextPlan:
 
     def _write(self, values: Array) -> str:
         if self.style == "numbers":
-            written = [rounded(float(value), self.digits) for value in values]
+            written = [rounded(self.factor * float(value), self.digits) for value in values]
         else:
             places = np.searchsorted(BOUNDS, (values - np.array(self.centre)) / np.array(self.scale), side="right")
             written = [LEVELS[place] for place in places]
@@ -144,6 +146,7 @@ class TextPlan:
                 tuple(float(number) for number in value["centre"]),
                 tuple(float(number) for number in value["scale"]),
                 int(value["digits"]),
+                float(value["factor"]),
                 int(value["k"]),
             )
         except (TypeError, ValueError, KeyError, DataError, ConfigError) as error:
@@ -197,6 +200,7 @@ def make_plan(
         tuple(columns[i] for i in picked),
         tuple(float(mean[i]) for i in picked),
         tuple(float(deviation[i]) for i in picked),
+        *((2, 1000.0) if encoding.endswith("kmer") else (3, 1.0)),
     )
 
 

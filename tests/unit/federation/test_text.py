@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_selection import f_classif
 
+from llm_qfl.federation.data.encodings import encode
 from llm_qfl.federation.data.prompts import (
     TextRow,
     generation,
@@ -15,6 +16,7 @@ from llm_qfl.federation.data.prompts import (
 )
 from llm_qfl.federation.data.sources import load_table
 from llm_qfl.federation.data.sums import combine, local_sums
+from llm_qfl.federation.data.synthetic import markov_sequences
 from llm_qfl.federation.data.table import Table
 from llm_qfl.federation.data.text import TextPlan, choose_columns, kmer_words, make_plan, rounded
 from llm_qfl.federation.errors import ConfigError, DataError, RecordError
@@ -98,6 +100,19 @@ def test_numbers_are_written_with_their_names():
         Table("columns", (), LABELS[:2], ("0", "1"), values=values), values, np.array([1, 0])
     )
     assert texts == ("c: -0.00123, a: 2.5", "c: 123, a: 1")
+
+
+def test_kmer_frequencies_are_written_per_thousand():
+    random = np.random.default_rng(0)
+    sequences, labels = markov_sequences(random, 40)
+    table = Table("sequence", ("sequence",), labels, ("0", "1"), sequences=sequences)
+    x, names = encode(table, "kmer", k=2)
+    sums = combine([("a", local_sums(x, labels, classes=("0", "1"), reduction="discriminant", min_rows=1))])
+    plan = make_plan("kmer", names, ("A", "B"), sums, most=2)
+    first, second = plan.names
+    windows = [sequences[5][i : i + 2] for i in range(199)]
+    counts = [1000 * windows.count(word) / 199 for word in (first, second)]
+    assert plan.row_texts(table, x, np.array([5])) == (f"{first}: {counts[0]:.2g}, {second}: {counts[1]:.2g}",)
 
 
 def test_levels_are_words_for_standard_deviations():
