@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 VENV = PROJECT / ".venv"
 STAMP = VENV / "llm-qfl-installed.json"
 OLDEST = (3, 11)
-NEED_TORCH = {"dev"}  # the extras that list torch
+NEED_TORCH = {"dev", "language"}  # the extras that list torch
 INDEX_TIMEOUT = 8  # seconds for the index of CPU builds to answer before the default build is taken
 
 
