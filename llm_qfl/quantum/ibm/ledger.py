@@ -16,7 +16,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from llm_qfl.quantum.ibm.errors import LedgerError
 State = Literal["intent", "submitting", "submitted", "done", "failed", "cancelled", "expired", "timed-out"]
 ENDED_BADLY: tuple[State, ...] = ("failed", "cancelled", "expired", "timed-out")
 TAG_PREFIX = "llm-qfl-"
+_LOCK_ATTEMPTS = 20
 _KEY = re.compile(r"[0-9a-f]{40}")
 
 
@@ -78,6 +80,7 @@ class Entry:
         job_id: at the service, once known.
         instance: the service's instance that holds it.
         device: the one chosen.
+        calibration: of the chosen physical qubits when it was let through.
         reason: why it ended badly.
         metrics: queue_seconds, qpu_seconds, ... as the service told.
         previous: ids of the jobs of earlier attempts.
@@ -91,6 +94,7 @@ class Entry:
     job_id: str | None = None
     instance: str | None = None
     device: str | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     previous: tuple[str, ...] = ()
@@ -146,7 +150,7 @@ class Ledger:
         Raises:
             LedgerError: the disk does not take it.
         """
-        self._write(self._path(entry.intent.key), _encode(entry))
+        self.write(self._path(entry.intent.key), _encode(entry))
         return entry
 
     def entries(self) -> list[Entry]:
@@ -158,9 +162,23 @@ class Ledger:
         paths = sorted(path for path in self.folder.glob("*.json") if _KEY.fullmatch(path.stem))
         return [entry for path in paths if (entry := self.get(path.stem)) is not None]
 
-    def spent(self, run: str | None = None) -> float:
-        """QPU seconds of this run, or of all runs: known ones, and the estimates of what is under way."""
-        return sum(entry.seconds for entry in self.entries() if run is None or entry.intent.run == run)
+    def spent(self, run: str | None = None, own: Collection[str] = ()) -> float:
+        """QPU seconds of this run, or of all runs: known ones, and the estimates of what is under way.
+
+        An intent is under way while a process holds its lock.
+
+        Args:
+            run: or None for all.
+            own: keys of intents that are not counted.
+        """
+        total = 0.0
+        for entry in self.entries():
+            if run is not None and entry.intent.run != run:
+                continue
+            key = entry.intent.key
+            reserved = entry.state == "intent" and key not in own and self._is_held(key)
+            total += entry.seconds + (entry.estimate if reserved else 0.0)
+        return total
 
     def put_result(self, entry: Entry, arrays: Mapping[str, Array], metrics: Mapping[str, float]) -> Entry:
         """Result first, then the state: `done` means that the arrays are on disk.
@@ -174,7 +192,7 @@ class Ledger:
         buffer = io.BytesIO()
         np.savez(buffer, **plain)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle
         data = buffer.getvalue()
-        self._write(self._result_path(entry), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+        self.write(self._result_path(entry), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
         return self.put(replace(entry, state="done", metrics=dict(metrics)))
 
     def result(self, entry: Entry) -> dict[str, Array] | None:
@@ -206,18 +224,32 @@ class Ledger:
                               previous_seconds=seconds))  # fmt: skip
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = False) -> Iterator[None]:
         """Only one process at a time; the system lets go of it when the holder dies.
 
         Args:
-            name: an entry's key, or `budget`.
+            name: an entry's key, or of what else is not for two.
+            wait: until the other lets go.
 
         Raises:
-            LedgerError: another process holds it.
+            LedgerError: another process holds it, or the file cannot be made.
         """
-        with (self.folder / f"{name}.lock").open("a") as file:
-            _flock(file, name, wait=name == "budget")
+        path = self.folder / f"{name}.lock"
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise LedgerError(f"ledger: cannot make {path} ({error}); nothing was submitted") from error
+        with file:
+            _flock(file, name, wait=wait)
             yield
+
+    def _is_held(self, key: str) -> bool:
+        try:
+            with (self.folder / f"{key}.lock").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -225,7 +257,12 @@ class Ledger:
     def _result_path(self, entry: Entry) -> Path:
         return self.folder / f"{entry.intent.key}-{entry.attempt}.npz"
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a file of the ledger's folder, durably: all of it or nothing.
+
+        Raises:
+            LedgerError: the disk does not take it.
+        """
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
@@ -254,10 +291,16 @@ def digest_array(values: Array) -> str:
 
 
 def _flock(file: IO[str], name: str, *, wait: bool) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError as error:
-        raise LedgerError(f"ledger: another process works on {name}; wait for it, nothing was submitted") from error
+    for attempt in range(_LOCK_ATTEMPTS):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:  # for a moment, it may be a look from `spent`
+            if attempt == _LOCK_ATTEMPTS - 1:
+                raise LedgerError(
+                    f"ledger: another process works on {name}; wait for it, nothing was submitted"
+                ) from error
+            time.sleep(0.01)
+    return None
 
 
 def _encode(entry: Entry) -> bytes:
