@@ -61,6 +61,11 @@ def run_tuning(overrides: Sequence[str], *, sites: int, trials: int, search: Seq
     """
     base = parse_overrides(overrides)
     config = RunConfig.from_run_config(base)
+    if config.quantum.backend.startswith("ibm:"):
+        raise ConfigError(
+            f"quantum.backend: a search trains hundreds of models, {config.quantum.backend} would be paid for each; "
+            "search with -c 'quantum.backend=\"exact\"' or with aer-<fake device>"
+        )
     keys = search_keys(config, search)
     given = {key: config.flat()[key] for key in keys}
     study = _study(config.server.seed, given)

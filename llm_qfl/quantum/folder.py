@@ -134,7 +134,9 @@ def _read_weights(path: Path) -> tuple[Array, tuple[str, ...]]:
 
 def _model(about: Mapping[str, Any], circuit: QuantumCircuit) -> QNNModel:
     by_name = {parameter.name: parameter for parameter in circuit.parameters}
-    config = QuantumConfig.model_validate(about["quantum"])
+    # Whatever backend the run had, a prediction is exact: it draws no shots and pays for no job.
+    exact = {"backend": "exact", "evaluation_backend": "same"}
+    config = QuantumConfig.model_validate(about["quantum"]).model_copy(update=exact)
     stored = ModelCircuit(
         config.circuit,
         circuit,

@@ -95,3 +95,8 @@ def test_wrong_keys_and_pairs():
     with pytest.raises(ConfigError, match="expected pairs"):
         parse_overrides(["nothing here"])
     assert parse_overrides(["data.k=3", "data.classes='0,1'"]) == {"data.k": 3, "data.classes": "0,1"}
+
+
+def test_a_search_on_a_device_that_is_paid_for_is_refused():
+    with pytest.raises(ConfigError, match="would be paid for each"):
+        run_tuning(['quantum.backend="ibm:least-busy"'], sites=2, trials=1, search=None, say=print)

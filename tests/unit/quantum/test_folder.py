@@ -171,3 +171,13 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     with pytest.raises(RunFolderError, match="'model'"):
         save_model(tmp_path / "key", model, theta, {"model": 1})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_was_trained_with_shots_predicts_exactly_and_pays_nothing(tmp_path):
+    model, theta = made(layers=2, backend="aer", qubits=3)
+    save_model(tmp_path / "model", model, theta, FEATURES)
+    loaded, back, _ = load_model(tmp_path / "model")
+    assert loaded.backend == "exact"
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    exact, _ = made(layers=2, qubits=3)
+    np.testing.assert_allclose(loaded.log_probabilities(back, x), exact.log_probabilities(theta, x), rtol=0, atol=1e-12)
