@@ -97,7 +97,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
     """The contract's `summary.json` of a run that went to its end."""
     opened, config = finished.opened, finished.opened.config
     test, validation = finished.test.get("qnn"), finished.validation.get("qnn")
-    reports = [report for summary in finished.rounds for report in summary.reports]
+    reports = [report for summary in finished.rounds for report in summary.work]
     scores = scores_json(test) or {}
     return {
         "run_id": run_id,

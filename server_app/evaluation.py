@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flwr.app import Message
+
 from llm_qfl.baselines import Baseline
+from llm_qfl.federation.errors import RecordError
+from llm_qfl.federation.records import Evaluation, content_bytes, decode_evaluation
 from llm_qfl.federation.types import GlobalState, Rows, Scores
 from llm_qfl.quantum.model import QNNModel
 
@@ -32,3 +36,32 @@ class Scorer:
         """Sums for the QNN and each baseline."""
         qnn = self.model.scores(state.theta, self.rows)
         return qnn, {n: b.scores(state.baselines[n], self.rows) for n, b in self.baselines.items()}
+
+
+def read_evaluations(
+    replies: Iterable[Message], sites: Mapping[int, str], baselines: tuple[str, ...], classes: int
+) -> tuple[dict[str, Evaluation], dict[str, str], int]:
+    """The sites' scores of the final model.
+
+    Args:
+        replies: of the last exchange.
+        sites: node id -> site.
+        baselines: names of the baselines.
+        classes: number of classes.
+
+    Returns:
+        Site -> scores; site -> why its reply cannot count; bytes of those that count.
+    """
+    found: dict[str, Evaluation] = {}
+    failures: dict[str, str] = {}
+    up = 0
+    for reply in replies:
+        site = sites.get(reply.metadata.src_node_id)
+        if site is None or reply.has_error():
+            continue
+        try:
+            found[site] = decode_evaluation(reply.content, site=site, baselines=baselines, classes=classes)
+            up += content_bytes(reply.content)
+        except RecordError as error:
+            failures[site] = f"{type(error).__name__}: {error}"
+    return found, failures, up

@@ -1,13 +1,15 @@
 """BoundedGrid: quick polling, failures mapped to the right node, every wait bounded.
 
 Flower's own `send_and_receive` polls each 3 s, its `sample_nodes` waits for ever, and an error for a dead node comes
-from node 1; here an error belongs to the node that was asked.
+from node 1; here an error belongs to the node that was asked. A message may outlive its exchange: as long as its time
+to live has not passed, its answer is asked for in the exchanges that follow.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -18,6 +20,16 @@ from llm_qfl.federation.errors import FederationError
 
 NO_REPLY = 1000  # our own code, outside Flower's 0 to 8
 FIRST_POLL, LAST_POLL = 0.02, 0.25  # seconds; a pull is a request to the SuperLink
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message without an answer."""
+
+    node: int
+    until: float
+    """When its time to live has passed, on the grid's clock."""
+    ttl: float
 
 
 class BoundedGrid(Grid):
@@ -33,8 +45,9 @@ class BoundedGrid(Grid):
         self, inner: Grid, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._inner, self._clock, self._sleep = inner, clock, sleep
+        self._unanswered: dict[str, _Asked] = {}
         self.failed: dict[int, Error] = {}
-        """Node -> error, of the latest exchange that sent anything."""
+        """Node -> error, of the latest exchange that sent or waited for anything."""
 
     def set_run(self, run: Run) -> None:
         """See Grid."""
@@ -84,33 +97,70 @@ class BoundedGrid(Grid):
             pause = min(2 * pause, LAST_POLL)
         return nodes
 
+    @property
+    def busy(self) -> frozenset[int]:
+        """Nodes that have a message of an earlier exchange, still valid, to answer."""
+        return frozenset(asked.node for asked in self._unanswered.values())
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Ask no longer for what these nodes have not answered."""
+        gone = set(nodes)
+        self._unanswered = {key: asked for key, asked in self._unanswered.items() if asked.node not in gone}
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send, and wait for the replies until `timeout` seconds have passed; `failed` says who gave none and why."""
+        """Send, and wait for the replies until `timeout` seconds have passed; `failed` says who gave none and why.
+
+        Late answers to earlier messages are taken along but not waited for, unless nothing is sent: then the
+        exchange waits for them.
+        """
         tasks = list(messages)
-        if not tasks:
+        if not tasks and not self._unanswered:
             return []
         self.failed = {}
-        waiting: dict[str, Message] = {}
-        for message_id, task in zip(self._inner.push_messages(tasks), tasks, strict=True):
-            if message_id:
-                waiting[message_id] = task
-            else:
-                self.failed[task.metadata.dst_node_id] = Error(NO_REPLY, "the SuperLink did not take the message")
+        now, pause = self._clock(), FIRST_POLL
+        end = None if timeout is None else now + timeout
+        sent = self._push(tasks, now)
+        awaited = set(sent) if tasks else set(self._unanswered)
+        self._unanswered |= sent
         replies: list[Message] = []
-        end, pause = None if timeout is None else self._clock() + timeout, FIRST_POLL
-        while waiting:
-            for reply in self._inner.pull_messages(list(waiting)):
-                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if asked is None:
-                    continue  # not an answer to this exchange
-                if reply.has_error():
-                    self.failed[asked.metadata.dst_node_id] = reply.error
-                else:
-                    replies.append(reply)
-            if not waiting or (end is not None and self._clock() >= end):
+        while self._unanswered:
+            replies += self._pull()
+            now = self._clock()
+            self._expire(now)
+            awaited &= set(self._unanswered)
+            if not awaited or (end is not None and now >= end):
                 break
             self._sleep(pause)
             pause = min(1.5 * pause, LAST_POLL)
-        for task in waiting.values():
-            self.failed[task.metadata.dst_node_id] = Error(NO_REPLY, f"no reply within {timeout:.0f} s")
+        for key in awaited:
+            self.failed[self._unanswered[key].node] = Error(NO_REPLY, f"no reply within {timeout:.0f} s")
         return replies
+
+    def _push(self, tasks: list[Message], now: float) -> dict[str, _Asked]:
+        sent: dict[str, _Asked] = {}
+        for key, task in zip(self._inner.push_messages(tasks) if tasks else [], tasks, strict=True):
+            node, ttl = task.metadata.dst_node_id, task.metadata.ttl
+            if key:
+                sent[key] = _Asked(node, now + ttl, ttl)
+            else:
+                self.failed[node] = Error(NO_REPLY, "the SuperLink did not take the message")
+        return sent
+
+    def _pull(self) -> list[Message]:
+        """What has come; an error frees its node and goes to `failed`."""
+        replies: list[Message] = []
+        for reply in self._inner.pull_messages(list(self._unanswered)):
+            asked = self._unanswered.pop(reply.metadata.reply_to_message_id, None)
+            if asked is None:
+                continue  # not an answer to anything that was asked, or the second one
+            if reply.has_error():
+                self.failed[asked.node] = reply.error
+            else:
+                replies.append(reply)
+        return replies
+
+    def _expire(self, now: float) -> None:
+        for key, asked in list(self._unanswered.items()):
+            if now >= asked.until:
+                del self._unanswered[key]
+                self.failed.setdefault(asked.node, Error(NO_REPLY, f"no reply within {asked.ttl:.0f} s"))

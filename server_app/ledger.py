@@ -113,9 +113,15 @@ def round_line(summary: RoundSummary) -> Json:
         "baselines": {name: scores_json(scores) for name, scores in summary.baseline_validation.items()},
         "clients": [_client_json(report) for report in summary.reports],
         "rejected": dict(summary.rejected),
-        "evaluations": sum(report.spent.evaluations for report in summary.reports),
-        "circuits": sum(report.spent.circuits for report in summary.reports),
-        "shots": sum(report.spent.shots for report in summary.reports),
+        "busy": list(summary.busy),
+        "late": [
+            {"of_round": report.server_round, "lag": summary.server_round - report.server_round, **_client_json(report)}
+            for report in summary.late
+        ],
+        "entered": [{"site": site, "of_round": number, "factor": factor} for site, number, factor in summary.entered],
+        "evaluations": sum(report.spent.evaluations for report in summary.work),
+        "circuits": sum(report.spent.circuits for report in summary.work),
+        "shots": sum(report.spent.shots for report in summary.work),
         "bytes_up": summary.bytes_up,
         "bytes_down": summary.bytes_down,
         "seconds": summary.seconds,
@@ -126,6 +132,7 @@ def round_line(summary: RoundSummary) -> Json:
 def _client_json(report: ClientReport) -> Json:
     return {
         "site": report.site,
+        "backend": report.backend,
         "num_examples": report.num_examples,
         "received_loss": report.received.loss,
         "received_accuracy": report.received.accuracy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,8 +15,24 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from llm_qfl.federation.config import Scalar
 
-# What a test may do to a node's reply: given the task and the honest reply, what arrives (None: nothing).
-Fault = Callable[[Message, Message], Message | None]
+
+@dataclass(frozen=True)
+class Late:
+    """A reply that is there, but not yet.
+
+    Attributes:
+        reply: what arrives in the end.
+        exchanges: further pushes until it may be pulled.
+        pulls: pulls that ask for it in vain after that.
+    """
+
+    reply: Message
+    exchanges: int = 0
+    pulls: int = 0
+
+
+# What a test may do to a node's reply: given the task and the honest reply, what arrives (None: nothing) and when.
+Fault = Callable[[Message, Message], Message | Late | None]
 
 
 class InMemoryGrid(Grid):
@@ -42,7 +59,14 @@ class InMemoryGrid(Grid):
         self._contexts = {
             node: Context(1, node, dict(config), RecordDict(), dict(run_config)) for node, config in nodes.items()
         }
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[str, Late] = {}
+        self._gone: set[int] = set()
+        self.pushed: list[Message] = []
+        """Every message that was pushed, in order."""
+
+    def leave(self, node: int) -> None:
+        """The node dies: it is no longer listed, and what it has not answered is answered by Flower's error."""
+        self._gone.add(node)
 
     def set_run(self, run: Run) -> None:
         """See Grid."""
@@ -63,34 +87,57 @@ class InMemoryGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """See Grid."""
-        return list(self._contexts)
+        return [node for node in self._contexts if node not in self._gone]
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """See Grid."""
-        return [NodeInfo(node_id=node) for node in self._contexts]
+        return [NodeInfo(node_id=node) for node in self._contexts if node not in self._gone]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run each message's handler at once; the reply waits to be pulled."""
         ids: list[str] = []
+        self._replies = {
+            name: Late(late.reply, max(0, late.exchanges - 1), late.pulls) for name, late in self._replies.items()
+        }
         for message in messages:
             self._count += 1
             name = f"message-{self._count}"
             message.metadata.__dict__["_message_id"] = name
             ids.append(name)
+            self.pushed.append(message)
             reply = self._answer(message)
             if reply is not None:
-                self._replies[name] = reply
+                self._replies[name] = reply if isinstance(reply, Late) else Late(reply)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See Grid."""
-        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+        there: list[Message] = []
+        for name in list(message_ids):
+            late = self._replies.get(name)
+            if late is None:
+                continue
+            if late.exchanges == 0 and late.pulls == 0:
+                there.append(self._replies.pop(name).reply)
+            elif late.reply.metadata.src_node_id in self._gone:
+                there.append(self._lost(self._replies.pop(name).reply))
+            elif late.exchanges == 0:
+                self._replies[name] = Late(late.reply, 0, late.pulls - 1)
+        return there
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """See Grid; nothing is waited for, everything is there."""
         return list(self.pull_messages(self.push_messages(messages)))
 
-    def _answer(self, message: Message) -> Message | None:
+    @staticmethod
+    def _lost(reply: Message) -> Message:
+        """Flower's answer for a node that is gone: from node 1, to the message that was asked."""
+        error = Message(Error(5, "Node Unavailable"), reply_to=reply)
+        error.metadata.__dict__["_src_node_id"] = 1
+        error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+        return error
+
+    def _answer(self, message: Message) -> Message | Late | None:
         node = message.metadata.dst_node_id
         wire = copy.deepcopy(message)  # the sides share no memory
         try:

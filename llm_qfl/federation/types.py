@@ -170,3 +170,15 @@ class RoundSummary:
     bytes_down: int
     seconds: float
     theta_digest: str
+    busy: tuple[str, ...] = ()
+    """Sites that were given no task, because they still work on one of an earlier round."""
+    late: tuple[ClientReport, ...] = ()
+    """Accepted replies to tasks of earlier rounds that came in this one; `server_round` says of which."""
+    entered: tuple[tuple[str, int, float], ...] = ()
+    """Late replies in this round's average: site, round of its task, staleness factor. A late reply that came in a
+    round below quorum enters the next average; with `server.late = dropped` none does."""
+
+    @property
+    def work(self) -> tuple[ClientReport, ...]:
+        """All accepted replies, in time and late: what was spent, whether it entered the average or not."""
+        return self.reports + self.late

@@ -9,7 +9,13 @@ from flwr.app import Array, Error, Message
 from llm_qfl.federation.errors import ConfigError, DataError, FederationError, LlmQflError
 from simulation.run import run_federation
 
-SMALL = {"server.rounds": 2, "training.steps": 2, "quantum.layers": 1, "server.deadline": 0.2}
+SMALL = {
+    "server.rounds": 2,
+    "training.steps": 2,
+    "quantum.layers": 1,
+    "server.deadline": 0.2,
+    "server.patience": 0.2,  # who is silent for a round is not waited for
+}
 
 
 def spoil(change):

@@ -4,7 +4,7 @@ from flwr.clientapp import ClientApp
 
 from llm_qfl.federation.errors import FederationError
 from server_app.grid import NO_REPLY, BoundedGrid
-from simulation.grid import InMemoryGrid
+from simulation.grid import InMemoryGrid, Late
 
 
 class Clock:
@@ -34,8 +34,9 @@ def bounded(faults=None):
     return BoundedGrid(inner, clock=clock, sleep=clock.sleep), clock
 
 
-def ask(grid, timeout):
-    messages = [Message(RecordDict(), dst_node_id=n, message_type="query") for n in (1, 2, 3)]
+def ask(grid, timeout, nodes=(1, 2, 3), ttl=None):
+    ttl = timeout if ttl is None else ttl
+    messages = [Message(RecordDict(), dst_node_id=n, message_type="query", ttl=ttl) for n in nodes]
     return grid.send_and_receive(messages, timeout=timeout)
 
 
@@ -72,3 +73,63 @@ def test_an_empty_exchange_keeps_the_last_failures():
     ask(grid, timeout=1.0)
     assert grid.send_and_receive([]) == []
     assert 2 in grid.failed
+
+
+def nodes_of(replies):
+    return [reply.content["meta"]["node"] for reply in replies]
+
+
+def once(**when):
+    """Only the first reply of the node is late."""
+    left = [1]
+    return lambda task, reply: Late(reply, **when) if left and left.pop() else reply
+
+
+def test_a_message_outlives_its_exchange_and_its_answer_comes_with_a_later_one():
+    grid, clock = bounded({2: once(exchanges=2)})
+    assert nodes_of(ask(grid, 10.0, ttl=3600.0)) == [1, 3]
+    assert grid.failed[2].reason == "no reply within 10 s"
+    assert grid.busy == {2}
+    assert nodes_of(ask(grid, 10.0, nodes=(1, 3), ttl=3600.0)) == [1, 3]
+    assert grid.busy == {2}
+    assert not grid.failed
+    started = clock.now
+    assert sorted(nodes_of(ask(grid, 10.0, nodes=(1, 3), ttl=3600.0))) == [1, 2, 3]
+    assert clock.now == started  # taken along, not waited for
+    assert grid.busy == frozenset()
+    assert ask(grid, 10.0, nodes=()) == []
+
+
+def test_with_nothing_to_send_the_late_ones_are_waited_for_and_no_longer_than_the_deadline():
+    grid, clock = bounded({1: once(pulls=60), 2: lambda task, reply: None})
+    assert nodes_of(ask(grid, 10.0, nodes=(1, 2), ttl=3600.0)) == []
+    assert nodes_of(ask(grid, 10.0, nodes=())) == [1]
+    assert grid.busy == {2}
+    assert 20.0 <= clock.now < 21.0
+
+
+def test_when_its_time_to_live_has_passed_a_message_is_not_asked_for_any_more():
+    grid, clock = bounded({2: lambda task, reply: None})
+    ask(grid, 10.0, ttl=15.0)
+    assert grid.send_and_receive([], timeout=None) == []  # bounded, even without a timeout
+    assert grid.failed[2].reason == "no reply within 15 s"
+    assert grid.busy == frozenset()
+    assert 15.0 <= clock.now < 15.5
+
+
+def test_a_busy_node_that_dies_is_a_failure_of_the_exchange_that_sees_it():
+    clock = Clock()
+    inner = InMemoryGrid(echo_app(), {1: {}, 2: {}}, {}, {2: once(exchanges=9)})
+    grid = BoundedGrid(inner, clock=clock, sleep=clock.sleep)
+    ask(grid, 10.0, nodes=(1, 2), ttl=3600.0)
+    inner.leave(2)
+    assert nodes_of(ask(grid, 10.0, nodes=(1,))) == [1]
+    assert grid.failed[2].code == 5
+    assert grid.busy == frozenset()
+
+
+def test_forgotten_nodes_are_not_asked_for():
+    grid, _ = bounded({2: once(exchanges=1), 3: once(exchanges=1)})
+    ask(grid, 10.0, ttl=3600.0)
+    grid.forget([2])
+    assert nodes_of(ask(grid, 10.0, nodes=(1,))) == [3, 1]
