@@ -70,6 +70,8 @@ class TextPlan:
         if self.template.count(ROW) != 1:
             raise ConfigError(f"language.prompt: expected {ROW} once in the template, got {self.template!r}")
         lengths = {len(self.columns), len(self.names), len(self.centre), len(self.scale)}
+        if not np.isfinite([*self.centre, *self.scale]).all() or min(self.scale, default=1.0) <= 0:
+            raise DataError("text: means and deviations of the chosen columns expected finite, deviations above 0")
         if len(lengths) != 1 or (self.style in ("numbers", "levels")) == (lengths == {0}):
             raise DataError(f"text: the style {self.style} and {sorted(lengths)} chosen columns do not go together")
 
@@ -174,14 +176,15 @@ def make_plan(
         columns: names of these numbers, or of the one text or sequence column.
         words: the answer of each class.
         sums: the federation's; they choose the columns. None where rows are not written as columns.
-        style: `auto` writes columns and k-mer frequencies as numbers, one-hot sequences as words of bases.
+        style: `auto` writes columns in words (`levels`: a third fewer tokens than numbers, and a small model reads
+            them better), one-hot sequences as words of bases, texts as they are.
         template: the prompt with `{row}`, or `auto`; a backslash and an n stand for a new line.
         most: columns that are written out.
 
     Raises:
         ConfigError: the style does not go with the rows, or the template lacks `{row}`.
     """
-    fitting = {"language": ("text",), "onehot": ("words",)}.get(encoding, ("numbers", "levels"))
+    fitting = {"language": ("text",), "onehot": ("words",)}.get(encoding, ("levels", "numbers"))
     chosen = fitting[0] if style == "auto" else style
     if chosen not in fitting:
         raise ConfigError(f"language.text: rows encoded as {encoding} read as {' or '.join(fitting)}, got {style!r}")
@@ -233,7 +236,7 @@ def choose_columns(sums: FeatureSums, most: int = COLUMNS) -> Labels:
     order = np.argsort(-merit, kind="stable")
     chosen: list[int] = []
     for candidate in order:
-        if all(abs(correlation[candidate, other]) <= ALIKE for other in chosen):
+        if len(chosen) < most and (np.abs(correlation[candidate, chosen]) <= ALIKE).all():
             chosen.append(int(candidate))
     chosen += [int(candidate) for candidate in order if candidate not in chosen]
     return varying[chosen[:most]]

@@ -88,7 +88,7 @@ def test_columns_of_pooled_sums():
 def test_plan_of_tabular_rows_names_and_scales_what_it_shows():
     table = breast_cancer()
     plan = make_plan("columns", table.columns, ("malignant", "benign"), sums_of(table), most=3)
-    assert plan.style == "numbers"
+    assert plan.style == "levels"
     assert plan.names == tuple(table.columns[i] for i in plan.columns)
     np.testing.assert_allclose(plan.centre, table.values.mean(axis=0)[list(plan.columns)])
     np.testing.assert_allclose(plan.scale, table.values.std(axis=0)[list(plan.columns)])
@@ -108,7 +108,7 @@ def test_kmer_frequencies_are_written_per_thousand():
     table = Table("sequence", ("sequence",), labels, ("0", "1"), sequences=sequences)
     x, names = encode(table, "kmer", k=2)
     sums = combine([("a", local_sums(x, labels, classes=("0", "1"), reduction="discriminant", min_rows=1))])
-    plan = make_plan("kmer", names, ("A", "B"), sums, most=2)
+    plan = make_plan("kmer", names, ("A", "B"), sums, style="numbers", most=2)
     first, second = plan.names
     windows = [sequences[5][i : i + 2] for i in range(199)]
     counts = [1000 * windows.count(word) / 199 for word in (first, second)]
@@ -143,7 +143,7 @@ def test_a_plan_refuses_rows_of_another_kind():
         numbers_plan().row_texts(texts, None, LABELS)
     with pytest.raises(DataError, match="another kind than 'text'"):
         TextPlan("words", "{row}", ("a", "b")).row_texts(texts, None, LABELS)
-    with pytest.raises(ConfigError, match="encoded as columns read as numbers or levels, got 'text'"):
+    with pytest.raises(ConfigError, match="encoded as columns read as levels or numbers, got 'text'"):
         make_plan("columns", ("a",), ("x", "y"), None, style="text")
     with pytest.raises(DataError, match="sums of 1 columns"):
         make_plan("columns", ("a",), ("x", "y"), None)
@@ -156,7 +156,14 @@ def test_plan_survives_json_and_refuses_another():
     assert TextPlan.from_dict(plan.to_dict()) == plan
     assert TextPlan.from_dict(plan.to_dict()).digest() == plan.digest()
     assert numbers_plan().digest() != plan.digest()
-    for wrong in ({"names": ["only one"]}, {"style": "poem"}, {"columns": ["a", "b"]}, {"extra": 1}, {"template": "x"}):
+    for wrong in (
+        {"names": ["only one"]},
+        {"style": "poem"},
+        {"columns": ["a", "b"]},
+        {"extra": 1},
+        {"template": "x"},
+        {"scale": [0.0, 1.0]},
+    ):
         with pytest.raises(RecordError, match="text plan"):
             TextPlan.from_dict({**plan.to_dict(), **wrong})
 
