@@ -254,6 +254,10 @@ def test_readout_correction_brings_a_basis_state_back():
     raw = Simulation(circuit, noise)._read(np.eye(8)[[0b101]]) * 100_000
     correction = ReadoutCorrection(noise.model, [0, 1, 2], 3)
     (quasi,) = correction.quasi(np.rint(raw))
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(5000, rng.dirichlet(np.ones(8), size=3)) + 1  # every outcome seen: mthree's own solution
+    theirs = correction.quasi(mappings(counts))
+    np.testing.assert_allclose(correction.quasi(counts), [[one[k] for k in range(8)] for one in theirs], atol=1e-6)
     assert raw[0, 0b101] / 100_000 < 0.93
     assert quasi[0b101] == pytest.approx(1, abs=0.02)
     assert correction.executions == 2 * 3 * 4096
