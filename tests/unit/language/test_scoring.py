@@ -10,7 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 
 from llm_qfl.federation.data.prompts import TextRow
+from llm_qfl.federation.data.sums import combine, local_sums
+from llm_qfl.federation.data.synthetic import gaussian_rows
+from llm_qfl.federation.data.table import Table
+from llm_qfl.federation.data.text import make_plan
 from llm_qfl.federation.errors import LanguageError
+from llm_qfl.language.lora import LoraAdapter, LoraSpec
 from llm_qfl.language.route import Route
 from llm_qfl.language.scoring import (
     Calibration,
@@ -23,7 +28,8 @@ from llm_qfl.language.scoring import (
 )
 from llm_qfl.language.stack import Stack
 from llm_qfl.language.tiny import byte_tokenizer, tiny_model
-from llm_qfl.language.tokens import LabelWords, answer_rows, class_rows
+from llm_qfl.language.tokens import LabelWords, answer_rows, class_rows, fitting_plan
+from llm_qfl.language.training import StepBudget, train_adapter
 
 BYTES = byte_tokenizer()
 STACK = Stack(tiny_model(4))
@@ -181,3 +187,33 @@ def test_the_default_model_scores_as_transformers_does():
     np.testing.assert_allclose(found, [row[tokens].numpy() for row in expected], atol=1e-3)
     assert found[0].argmax() == 2
     assert found[2].argmax() == 0
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_what_tuning_learns_from_rows_of_columns_is_what_the_scorer_sees(permuted):
+    rng = np.random.default_rng(5)
+    values, labels = gaussian_rows(rng, 260, columns=2, distance=5.0)
+    table = Table("columns", ("f0", "f1"), labels, ("no", "yes"), values=values)
+    sums = combine([("a", local_sums(values, labels, classes=("no", "yes"), reduction="discriminant", min_rows=1))])
+    words = LabelWords.of(("no", "yes"), BYTES)
+    plan = fitting_plan(make_plan("columns", table.columns, ("no", "yes"), sums), words, BYTES, limit=60)
+    train, held = np.arange(200), np.arange(200, 260)
+    rows = {
+        name: class_rows(plan.prompts(plan.row_texts(table, values, part)), words, BYTES, limit=60)
+        for name, part in (("train", train), ("held", held))
+    }
+    learned = rng.permutation(labels[train]) if permuted else labels[train]
+    stack = Stack(tiny_model(3))
+    update = LoraAdapter(stack, "adapter", {1: 1, 2: 2}, LoraSpec(4, 8), seed=1)
+    route = Route(stack, "tiny", (0,), (1, 2), (update,), (update,))
+    scorer, none = LabelScorer(rows["held"]), Calibration.none(2)
+    before = none.scores(scorer.log_likelihoods(route), labels[held])
+    answered = rows["train"].answered(learned, class_weights(np.bincount(learned)))
+    budget = StepBudget(60, 20, learning_rate=1e-2)
+    train_adapter(route, update, answered, budget, 0.0, seed=1, cache=route.cache(answered))
+    after = none.scores(scorer.log_likelihoods(route), labels[held])
+    if permuted:
+        assert abs(after.balanced_accuracy - 0.5) < 0.2
+    else:
+        assert after.balanced_accuracy > 0.85
+        assert after.loss < before.loss - 0.2
