@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from peft.tuners.lora import LoraLayer
 
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.errors import LanguageError
@@ -19,12 +18,12 @@ from llm_qfl.language.batches import TokenRows
 from llm_qfl.language.cache import StateCache, cache_folder, drop_stale
 from llm_qfl.language.compress import CompressedModel
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device, choose_frozen_dtype
-from llm_qfl.language.files import need_room
 from llm_qfl.language.lora import Arrays, LoraAdapter, digest_of_arrays
+from llm_qfl.language.methods import ADAPTER, EMULATOR, lora_specs, step_budget
 from llm_qfl.language.route import Route, logits_at, score
-from llm_qfl.language.server import ADAPTER, EMULATOR, lora_specs
 from llm_qfl.language.stack import Stack
-from llm_qfl.language.training import StepBudget, TrainReport, train_adapter
+from llm_qfl.language.store import SiteStore
+from llm_qfl.language.training import TrainReport, train_adapter
 from llm_qfl.language.wire import byte_count, decode, encode_change
 
 
@@ -70,8 +69,7 @@ class ClientLanguage:
             kept = {full: self.plan.to_compressed(full) for full in self.plan.kept}
             self.emulator = LoraAdapter(self.stack, EMULATOR, kept, specs[EMULATOR], seed=0)
         self._received: Arrays | None = None
-        self._residual: Arrays = {}
-        self._own: Arrays | None = None
+        self._store = SiteStore(folder)
         self._caches: dict[str, StateCache] = {}
         self._emulator_digest = ""
 
@@ -80,15 +78,16 @@ class ClientLanguage:
         return tuple(i for i, full in enumerate(self.plan.held) if full < self.plan.first_trained)
 
     def _prepare(self) -> torch.dtype:
+        """To the device, in the numbers that suit it; 4-bit weights stay where and what bitsandbytes made them."""
+        if self.config.quantization != "none":
+            return torch.bfloat16
         device = choose_device(self.config.device)
-        if self.config.quantization == "none":
-            self.stack.model.to(device)
+        self.stack.model.to(device)
         frozen = choose_frozen_dtype(self.config.dtype, self.stack)
         trained = torch.bfloat16 if device.type == "cuda" and self.config.dtype != "float32" else torch.float32
-        if self.config.quantization == "none":
-            cast_layers(self.stack, self._frozen, frozen)
-            cast_layers(self.stack, [i for i in range(len(self.stack)) if i not in self._frozen], trained)
-            cast_rest(self.stack, trained)
+        cast_layers(self.stack, self._frozen, frozen)
+        cast_layers(self.stack, [i for i in range(len(self.stack)) if i not in self._frozen], trained)
+        cast_rest(self.stack, trained)
         return frozen
 
     def route(self, *, adapter: bool = True, emulator: bool = True, cut: int | None = None) -> Route:
@@ -107,12 +106,13 @@ class ClientLanguage:
         base = self.model.manifest.base_digest
         return Route(self.stack, base, tuple(numbers[:start]), tuple(numbers[start:]), every, tuple(active))
 
-    def receive(self, arrays: Mapping[str, np.ndarray], emulator_digest: str) -> None:
+    def receive(self, arrays: Mapping[str, np.ndarray], emulator_digest: str, first_digest: str = "") -> None:
         """Take over a broadcast; where nothing is averaged, a site that has trained goes on with its own adapter.
 
         Args:
             arrays: `adapter/...` and perhaps `emulator/...`.
             emulator_digest: of the emulator that the round is for; one that is not in `arrays` must be held already.
+            first_digest: of the emulator that `distributed` is about; its file stays when others are deleted.
 
         Raises:
             LanguageError: where anything is missing, of another shape, or the emulator is not held.
@@ -120,15 +120,14 @@ class ClientLanguage:
         wire = self.config.wire
         received = decode(ADAPTER, arrays, wire, self.adapter.shapes())
         self._take_emulator(arrays, emulator_digest)
-        own = None if self.config.federated else self._own or self._load("own-adapter")
+        self._store.keep_only("emulator-", {_emulator_file(emulator_digest), _emulator_file(first_digest)})
+        own = None if self.config.federated else self._store.load("own-adapter")
         self.adapter.load(own or received)
         self._received = received
 
     def holds(self, emulator_digest: str) -> bool:
         """Would a broadcast without the emulator do?"""
-        return (
-            emulator_digest in ("", self._emulator_digest) or self._file(f"emulator-{emulator_digest[:16]}") is not None
-        )
+        return emulator_digest in ("", self._emulator_digest) or self._store.has(_emulator_file(emulator_digest))
 
     def train(self, rows: TokenRows, *, seed: int, offset: int = 0, total: int = 0) -> ClientUpdate:
         """Tune the adapter from where it is, and encode the answer.
@@ -145,27 +144,17 @@ class ClientLanguage:
         if self._received is None:
             raise LanguageError("language training: no adapter was received yet")
         config = self.config
-        budget = StepBudget(
-            config.steps,
-            config.batch_size,
-            config.learning_rate,
-            offset,
-            total if config.schedule == "cosine" else 0,
-            config.micro_batch,
-            config.weight_decay,
-            clip=config.clip,
-        )
+        budget = step_budget(config, offset, total)
         route = self.route()
         report = train_adapter(
             route, self.adapter, rows, budget, config.eps, seed=seed, cache=self._cache_of(route, rows)
         )
-        residual = self._residual or self._load("residual") or {}
-        arrays, self._residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, residual, config.wire)
-        if self._residual:
-            self._save("residual", self._residual)
+        before = self._store.load("residual") or {}
+        arrays, residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, before, config.wire)
+        if residual:
+            self._store.save("residual", residual)
         if not config.federated:
-            self._own = self.adapter.arrays()
-            self._save("own-adapter", self._own)
+            self._store.save("own-adapter", self.adapter.arrays())
         return ClientUpdate(arrays, byte_count(arrays), report)
 
     def score(self, rows: TokenRows, *, adapter: bool = True) -> list[np.ndarray]:
@@ -185,6 +174,29 @@ class ClientLanguage:
         route = self.route(adapter=adapter)
         return logits_at(route, rows, positions, self._cache_of(route, rows), tokens)
 
+    @contextlib.contextmanager
+    def distributed(self, first_digest: str) -> Iterator[Route]:
+        """The compressed model as it was first distributed (no adapter, the emulator of before the first round).
+
+        Args:
+            first_digest: of that emulator.
+
+        Raises:
+            LanguageError: where this site no longer holds it.
+        """
+        if self.emulator is None or first_digest == self._emulator_digest:
+            yield self.route(adapter=False)
+            return
+        first = self._store.load(_emulator_file(first_digest))
+        if first is None or digest_of_arrays(first) != first_digest:
+            raise LanguageError(f"this site does not hold emulator {first_digest[:16]}; it must be sent")
+        now = self.emulator.arrays()
+        self.emulator.load(first)
+        try:
+            yield self.route(adapter=False)
+        finally:
+            self.emulator.load(now)
+
     def _cache_of(self, route: Route, rows: TokenRows) -> StateCache | None:
         """Boundary states; none where the first layer is trained already (the embedding is no work)."""
         if not route.prefix:
@@ -199,61 +211,39 @@ class ClientLanguage:
             known = self._caches[key] = route.cache(rows, where)
         return known
 
-    # ------------------------------------------------------------------------------------------------ what is kept
     def _take_emulator(self, arrays: Mapping[str, np.ndarray], digest: str) -> None:
         if self.emulator is None or digest == self._emulator_digest:
             return
         sent = any(key.startswith(f"{EMULATOR}/") for key in arrays)
-        name = f"emulator-{digest[:16]}"
+        name = _emulator_file(digest)
         if sent:
             values = decode(EMULATOR, arrays, self.config.wire, self.emulator.shapes())
             if digest_of_arrays(values) != digest:
                 raise LanguageError(f"the emulator that was sent is not the one announced ({digest[:16]})")
         else:
-            held = self._load(name)
+            held = self._store.load(name)
             if held is None:
                 raise LanguageError(f"this site does not hold emulator {digest[:16]}; it must be sent")
             values = held
         self.emulator.load(values)
         self._emulator_digest = digest
         if sent:
-            self._save(name, values)
+            self._store.save(name, values)
 
-    def _file(self, name: str) -> Path | None:
-        if self.folder is None:
-            return None
-        path = self.folder / f"{name}.safetensors"
-        return path if path.is_file() else None
 
-    def _load(self, name: str) -> Arrays | None:
-        path = self._file(name)
-        if path is None:
-            return None
-        try:
-            arrays: Arrays = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise LanguageError(f"{path} cannot be read (cut short?): {error}; delete it") from error
-        return arrays
-
-    def _save(self, name: str, arrays: Arrays) -> None:
-        if self.folder is None:
-            return
-        need_room(self.folder, byte_count(arrays), name)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = self.folder / f".{name}-{os.getpid()}"
-        try:
-            save_file(arrays, part)
-            part.replace(self.folder / f"{name}.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise LanguageError(f"cannot write {name} to {self.folder}: {error}") from error
+def _emulator_file(digest: str) -> str:
+    return f"emulator-{digest[:16]}"
 
 
 def share(model: CompressedModel) -> CompressedModel:
     """Another client's model in the same process: modules of its own, frozen weights shared.
 
-    Only before a `ClientLanguage` was made of `model`.
+    Raises:
+        LanguageError: once a `ClientLanguage` was made of `model`.
     """
     inner = model.stack.model
+    if any(isinstance(module, LoraLayer) for module in inner.modules()):
+        raise LanguageError("share: a client was made of this model already; share it before")
     memo = {id(tensor): tensor for tensor in [*inner.parameters(), *inner.buffers()]}
     return CompressedModel(Stack(copy.deepcopy(inner, memo)), model.tokenizer, model.manifest, model.sha256)
 

@@ -17,20 +17,20 @@ import torch
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.federation.seeding import SERVER, seed_of
-from llm_qfl.language.align import AlignReport, AlignSettings, Teacher, align, boundary_error
+from llm_qfl.language.align import AlignReport, Teacher, align, boundary_error
 from llm_qfl.language.batches import TokenRows
 from llm_qfl.language.cache import StateCache
 from llm_qfl.language.compress import ExportedModel, export_compressed
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device
-from llm_qfl.language.lora import Arrays, LoraAdapter, LoraSpec, check_arrays
+from llm_qfl.language.lora import Arrays, LoraAdapter, check_arrays, digest_of_arrays
+from llm_qfl.language.methods import ADAPTER, EMULATOR, align_settings, lora_specs
 from llm_qfl.language.models import BaseModel
 from llm_qfl.language.route import Route, logits_at, score
 from llm_qfl.language.split import SplitPlan
 from llm_qfl.language.stack import Stack
-from llm_qfl.language.training import StepBudget
 from llm_qfl.language.wire import byte_count, decode, decode_change, encode
 
-ADAPTER, EMULATOR = "adapter", "emulator"
+FIRST = "first"
 ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
 KEPT_BROADCASTS = 8  # answers to older ones are refused
 
@@ -43,12 +43,14 @@ class Broadcast:
         arrays: `adapter/...` and, when asked for, `emulator/...`.
         adapter_version: names the adapter's values; an answer must repeat it.
         emulator_digest: of the emulator's values that the site must have, or "" where the method has none.
+        first_digest: of the emulator as it was first distributed (features for the QNN are its), or "".
         size: bytes of the arrays.
     """
 
     arrays: Arrays
     adapter_version: int
     emulator_digest: str
+    first_digest: str
     size: int
 
 
@@ -78,7 +80,8 @@ class ServerLanguage:
         self._teacher: Teacher | None = None
         self._caches: dict[tuple[str, str], StateCache] = {}
         self._emulator_digest, self._emulator_wire = "", dict[str, np.ndarray]()
-        self._publish_emulator()
+        self._first: Arrays = {}  # the emulator before the first round
+        self._publish_emulator(first=True)
 
     def _prepare(self) -> None:
         """To the device; on a CPU in float32, since alignment trains through every kept layer."""
@@ -116,7 +119,6 @@ class ServerLanguage:
         prefix, suffix = tuple(i for i in layers if i < start), tuple(i for i in layers if i >= start)
         return Route(self.stack, self.base.digest, prefix, suffix, every, tuple(active))
 
-    # ------------------------------------------------------------------------------------------------ compress, align
     def export(self, parent: Path) -> ExportedModel:
         """Write what sites load, to `parent/<sha256>`.
 
@@ -143,22 +145,10 @@ class ServerLanguage:
         if steps is None:
             steps = self.config.align_steps if server_round else self.config.align_first
         teacher = self._teacher_of(public)
-        settings = AlignSettings(
-            StepBudget(
-                steps,
-                self.config.align_batch,
-                self.config.align_rate,
-                total=steps if self.config.schedule == "cosine" else 0,
-                weight_decay=self.config.weight_decay,
-                clip=self.config.clip,
-            ),
-            self.config.kl_weight,
-            self.config.kl_tokens,
-            self.config.align_loss,
-        )
+        settings = align_settings(self.config, steps)
         seed = seed_of(self.seed, SERVER, server_round, "language-align")
         report = align(self.route("adap-emu", self._emulator_end), self.emulator, teacher, settings, seed=seed)
-        self._publish_emulator()
+        self._publish_emulator(first=server_round == 0)
         return report
 
     def boundary_error(self, public: TokenRows, chosen: Sequence[int] | np.ndarray) -> float:
@@ -167,6 +157,10 @@ class ServerLanguage:
             return 0.0
         student = self.route("adap-emu", self._emulator_end)
         return boundary_error(student, self._teacher_of(public), np.asarray(chosen, np.int64))
+
+    @property
+    def _first_digest(self) -> str:
+        return digest_of_arrays(self._first) if self._first else ""
 
     @property
     def _emulator_end(self) -> int:
@@ -178,7 +172,6 @@ class ServerLanguage:
             self._teacher = Teacher(self.route("adap-fu", self._emulator_end), public, cached=cached)
         return self._teacher
 
-    # ------------------------------------------------------------------------------------------------ rounds
     def broadcast(self, *, emulator: bool) -> Broadcast:
         """What sites need for a round.
 
@@ -192,15 +185,17 @@ class ServerLanguage:
             del self._sent[old]
         if emulator:
             arrays = {**arrays, **self._emulator_wire}
-        return Broadcast(arrays, self.adapter_version, self._emulator_digest, byte_count(arrays))
+        return Broadcast(arrays, self.adapter_version, self._emulator_digest, self._first_digest, byte_count(arrays))
 
-    def _publish_emulator(self) -> None:
+    def _publish_emulator(self, *, first: bool) -> None:
         """Fix what sites get, and hold the same: with a lossy wire the server's emulator is the rounded one too."""
         if self.emulator is None:
             return
         self._emulator_wire = encode(EMULATOR, self.emulator.arrays(), self.config.wire)
         self.emulator.load(decode(EMULATOR, self._emulator_wire, self.config.wire, self.emulator.shapes()))
         self._emulator_digest = self.emulator.digest()
+        if first:
+            self._first = self.emulator.arrays()
 
     def receive(self, arrays: Mapping[str, np.ndarray], adapter_version: int) -> Arrays:
         """A site's matrices from its answer, strictly checked.
@@ -261,11 +256,28 @@ class ServerLanguage:
         finally:
             self.adapter.load(self._exact)
 
+    @contextlib.contextmanager
+    def distributed(self) -> Iterator[Route]:
+        """The compressed model as it was first distributed (no adapter, the emulator of before the first round).
+
+        Features for the QNN come from it, at every site and here, in the whole run.
+        """
+        if self.emulator is None:
+            yield self.route("zero-shot")
+            return
+        now = self.emulator.arrays()
+        self.emulator.load(self._first)
+        try:
+            yield self.route("compressed-zero-shot")
+        finally:
+            self.emulator.load(now)
+
     def state(self) -> Arrays:
-        """Everything that changes in a run, for a checkpoint: `adapter/...` and `emulator/...`, float32."""
+        """Everything that changes in a run, for a checkpoint: `adapter/...`, `emulator/...`, `first/...`, float32."""
         out = {f"{ADAPTER}/{key}": value for key, value in self._exact.items()}
         if self.emulator is not None:
             out |= {f"{EMULATOR}/{key}": value for key, value in self.emulator.arrays().items()}
+            out |= {f"{FIRST}/{key}": value for key, value in self._first.items()}
         return out
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -276,10 +288,10 @@ class ServerLanguage:
         """
         if self.emulator is not None:
             self.emulator.load(decode(EMULATOR, arrays, "fp32", self.emulator.shapes()))
-            self._publish_emulator()
+            self._publish_emulator(first=False)
+            self._first = decode(FIRST, arrays, "fp32", self.emulator.shapes())
         self.set_adapter(decode(ADAPTER, arrays, "fp32", self.adapter.shapes()))
 
-    # ------------------------------------------------------------------------------------------------ scores
     def score(self, kind: str, rows: TokenRows) -> list[np.ndarray]:
         """Negative log-likelihoods of the answer tokens, nats, one array a row.
 
@@ -308,13 +320,3 @@ class ServerLanguage:
         if known is None or known.version != route.version():
             known = self._caches[key] = route.cache(rows)
         return known
-
-
-def lora_specs(config: LanguageConfig) -> dict[str, LoraSpec]:
-    """Shapes of the LoRAs of a run, by adapter name; they travel in the compressed model's manifest."""
-    config = config.effective()
-    specs = {ADAPTER: LoraSpec(config.rank, config.scale * config.rank, config.dropout, config.modules)}
-    if config.compresses:
-        rank = config.emulator_rank
-        specs[EMULATOR] = LoraSpec(rank, config.scale * rank, config.dropout, config.modules)
-    return specs

@@ -67,5 +67,6 @@ def split_sizes(config: Any, plan: SplitPlan, lora: Mapping[str, LoraSpec]) -> S
 
 
 def _lora_size(stack: Stack, path: str, rank: int) -> int:
-    rows, columns = stack.layers[0].get_submodule(path).weight.shape
+    module: Any = stack.layers[0].get_submodule(path)
+    rows, columns = module.weight.shape
     return rank * (int(rows) + int(columns))

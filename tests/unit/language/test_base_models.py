@@ -142,7 +142,7 @@ def test_sizes_of_llama_2_7b() -> None:
 def test_sizes_are_those_of_the_real_thing(make_server, tmp_path) -> None:
     server = make_server()
     config = tiny_model(6).config
-    from llm_qfl.language.server import lora_specs
+    from llm_qfl.language.methods import lora_specs
 
     sizes = split_sizes(config, server.plan, lora_specs(server.config))
     assert sizes.compressed == server.export(tmp_path).parameters

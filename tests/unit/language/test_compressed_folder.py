@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language import files
 from llm_qfl.language.client import ClientLanguage
-from llm_qfl.language.compress import Manifest, fetch_compressed, load_compressed
+from llm_qfl.language.compress import Manifest, load_compressed
+from llm_qfl.language.fetch import fetch_compressed
 from llm_qfl.language.tiny import tiny_model
 
 
@@ -64,6 +65,7 @@ def test_same_model_same_name(make_server, tmp_path) -> None:
     assert sorted(p.name for p in (tmp_path / "models").iterdir() if len(p.name) != 64) == []
 
 
+@pytest.mark.slow
 def test_a_client_needs_neither_the_base_model_nor_its_wheel(exported, tmp_path) -> None:
     """In a process of its own, in which the wheel cannot be found and the base model's loader is never imported."""
     code = f"""

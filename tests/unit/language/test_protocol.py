@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from llm_qfl.federation.errors import LanguageError
-from llm_qfl.language.batches import TokenRows
+from llm_qfl.language.batches import TokenRows, collate
 from llm_qfl.language.client import ClientLanguage, share
 from llm_qfl.language.compress import load_compressed
 from llm_qfl.language.server import KEPT_BROADCASTS
@@ -259,3 +260,85 @@ def test_server_keeps_states_and_drops_them_when_they_are_old(make_server, make_
     shake(server.emulator, 1)
     server.score("adap-emu", rows)
     assert set(layers) == set(server.plan.held)
+
+
+@pytest.mark.parametrize("folder", [None, "site"])
+def test_the_model_as_first_distributed_stays_within_reach(make_server, make_client, make_rows, folder) -> None:
+    """Features come from emulator version 0 for the whole run, whatever realignment and training do."""
+    server = make_server(align_rate=1e-2)
+    server.align(make_rows(1, 8), 0, steps=2)
+    client = make_client(server, folder)
+    ids = collate(make_rows(0, 3), range(3)).ids
+    sent = server.broadcast(emulator=True)
+    client.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
+    with server.distributed() as route:
+        first = route.boundary(ids)
+    for server_round in (1, 2):
+        server.align(make_rows(1, 8), server_round, steps=2)
+        sent = server.broadcast(emulator=True)
+        client.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
+    client.train(make_rows(0, 6), seed=0)
+    assert sent.first_digest != sent.emulator_digest
+    now = client.emulator.arrays()
+    with server.distributed() as ours, client.distributed(sent.first_digest) as theirs:
+        assert torch.equal(ours.boundary(ids), first)
+        torch.testing.assert_close(theirs.boundary(ids), first, rtol=1e-6, atol=1e-6)
+        assert client.adapter not in theirs.active
+    assert same(client.emulator.arrays(), now)
+    assert not torch.allclose(server.route("compressed-zero-shot").boundary(ids), first)
+    if folder:
+        assert len(list(client.folder.glob("emulator-*.safetensors"))) == 2  # the first and the present one
+    with pytest.raises(LanguageError, match="does not hold emulator 0000"), client.distributed("0" * 64):
+        pass
+    other = make_server(seed=9)
+    other.load_state(server.state())
+    assert other.broadcast(emulator=False).first_digest == sent.first_digest
+
+
+def test_sharing_comes_first(make_server, make_client) -> None:
+    client = make_client(make_server())
+    with pytest.raises(LanguageError, match="a client was made of this model already"):
+        share(client.model)
+
+
+def test_a_damaged_file_of_the_site_is_named(make_server, make_client, make_rows) -> None:
+    server = make_server(wire="int8")
+    client = make_client(server, "site")
+    sent = server.broadcast(emulator=True)
+    client.receive(sent.arrays, sent.emulator_digest)
+    client.train(make_rows(0, 4), seed=0)
+    path = client.folder / "residual.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(LanguageError, match=r"residual\.safetensors cannot be read"):
+        client.train(make_rows(0, 4), seed=0)
+
+
+def test_rounds_with_realignment_reach_the_full_model(make_server, make_rows, tmp_path) -> None:
+    """The whole algorithm, four rounds of two sites: the task is learned on the compressed model, and AdapFu has it."""
+    server = make_server(steps=10, learning_rate=1e-2, align_rate=1e-2, kl_weight=0.5, align_every=1)
+    public = make_rows(1, 24)
+    server.align(public, 0, steps=30)
+    exported = server.export(tmp_path)
+    model = load_compressed(exported.folder, exported.sha256)
+    clients = [ClientLanguage(share(model), server.config), ClientLanguage(model, server.config)]
+    tasks = [TokenRows.of([[*row[:5], 65 + k] for row in make_rows(k, 12).ids], [5] * 12) for k in range(2)]
+    test = TokenRows.of([[*row[:5], 65 + k] for k in range(2) for row in make_rows(50 + k, 8).ids], [5] * 16)
+
+    def mean(kind: str) -> float:
+        return float(np.concatenate(server.score(kind, test)).mean())
+
+    start = {kind: mean(kind) for kind in ("adap-emu", "adap-fu")}
+    known = ""
+    for server_round in range(1, 5):
+        sent = server.broadcast(emulator=True)
+        assert sent.emulator_digest != known
+        known = sent.emulator_digest
+        answers = []
+        for number, (client, rows) in enumerate(zip(clients, tasks, strict=True)):
+            client.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
+            update = client.train(rows, seed=10 * server_round + number)
+            answers.append((server.receive(update.arrays, sent.adapter_version), sent.adapter_version, 1.0))
+        server.aggregate(answers)
+        server.align(public, server_round, steps=10)
+    assert mean("adap-emu") < 0.6 * start["adap-emu"]
+    assert mean("adap-fu") < 0.6 * start["adap-fu"]
