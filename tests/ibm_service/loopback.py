@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 import time
 import uuid
@@ -93,11 +94,12 @@ class LoopbackService:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.errors: list[Exception] = []
+        self.hold = 0.0  # seconds before, and after, a submission makes a job
         self.fail_next: str | None = None
         self.usage = {"usage_consumed_seconds": 0, "usage_limit_reached": False}
         self.lock = threading.RLock()
         self._random = random.Random(seed)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
 
     @property
@@ -212,8 +214,15 @@ def _handler(service: LoopbackService) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that was killed is no error
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
     service: LoopbackService
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -322,7 +331,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _job(self, method: str, parts: list[str], query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
         if not parts:
-            return self.service.submit(json.loads(body)) if method == "POST" else (200, self.service.listing(query))
+            if method != "POST":
+                return 200, self.service.listing(query)
+            time.sleep(self.service.hold)
+            answer = self.service.submit(json.loads(body))
+            time.sleep(self.service.hold)
+            return answer
         job = self.service.jobs.get(parts[0])
         if job is None or job.forgotten:
             return 404, _error(1291, "Job not found")
