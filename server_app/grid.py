@@ -19,7 +19,7 @@ from flwr.supercore.run import Run
 from llm_qfl.federation.errors import FederationError
 
 NO_REPLY = 1000  # our own code, outside Flower's 0 to 8
-FIRST_POLL, LAST_POLL = 0.02, 0.25  # seconds; a pull is a request to the SuperLink
+FIRST_POLL, LAST_POLL, LONG_POLL = 0.02, 0.25, 5.0  # seconds; a pull is a request to the SuperLink
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class BoundedGrid(Grid):
         if not tasks and not self._unanswered:
             return []
         self.failed = {}
-        now, pause = self._clock(), FIRST_POLL
-        end = None if timeout is None else now + timeout
-        sent = self._push(tasks, now)
+        started, pause = self._clock(), FIRST_POLL
+        end = None if timeout is None else started + timeout
+        sent = self._push(tasks, started)
         awaited = set(sent) if tasks else set(self._unanswered)
         self._unanswered |= sent
         replies: list[Message] = []
@@ -130,8 +130,9 @@ class BoundedGrid(Grid):
             awaited &= set(self._unanswered)
             if not awaited or (end is not None and now >= end):
                 break
-            self._sleep(pause)
-            pause = min(1.5 * pause, LAST_POLL)
+            self._sleep(pause if end is None else min(pause, end - now))
+            # Who has waited for hours may wait a second more: a hundredth of the time, not four requests a second.
+            pause = min(1.5 * pause, max(LAST_POLL, min((now - started) / 100, LONG_POLL)))
         for key in awaited:
             self.failed[self._unanswered[key].node] = Error(NO_REPLY, f"no reply within {timeout:.0f} s")
         return replies

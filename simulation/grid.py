@@ -17,7 +17,7 @@ from llm_qfl.federation.config import Scalar
 
 
 @dataclass(frozen=True)
-class Late:
+class Delayed:
     """A reply that is there, but not yet.
 
     Attributes:
@@ -32,7 +32,7 @@ class Late:
 
 
 # What a test may do to a node's reply: given the task and the honest reply, what arrives (None: nothing) and when.
-Fault = Callable[[Message, Message], Message | Late | None]
+Fault = Callable[[Message, Message], Message | Delayed | None]
 
 
 class InMemoryGrid(Grid):
@@ -59,7 +59,7 @@ class InMemoryGrid(Grid):
         self._contexts = {
             node: Context(1, node, dict(config), RecordDict(), dict(run_config)) for node, config in nodes.items()
         }
-        self._replies: dict[str, Late] = {}
+        self._replies: dict[str, Delayed] = {}
         self._gone: set[int] = set()
         self.pushed: list[Message] = []
         """Every message that was pushed, in order."""
@@ -97,7 +97,7 @@ class InMemoryGrid(Grid):
         """Run each message's handler at once; the reply waits to be pulled."""
         ids: list[str] = []
         self._replies = {
-            name: Late(late.reply, max(0, late.exchanges - 1), late.pulls) for name, late in self._replies.items()
+            name: Delayed(late.reply, max(0, late.exchanges - 1), late.pulls) for name, late in self._replies.items()
         }
         for message in messages:
             self._count += 1
@@ -107,7 +107,7 @@ class InMemoryGrid(Grid):
             self.pushed.append(message)
             reply = self._answer(message)
             if reply is not None:
-                self._replies[name] = reply if isinstance(reply, Late) else Late(reply)
+                self._replies[name] = reply if isinstance(reply, Delayed) else Delayed(reply)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -122,7 +122,7 @@ class InMemoryGrid(Grid):
             elif late.reply.metadata.src_node_id in self._gone:
                 there.append(self._lost(self._replies.pop(name).reply))
             elif late.exchanges == 0:
-                self._replies[name] = Late(late.reply, 0, late.pulls - 1)
+                self._replies[name] = Delayed(late.reply, 0, late.pulls - 1)
         return there
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -137,7 +137,7 @@ class InMemoryGrid(Grid):
         error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
         return error
 
-    def _answer(self, message: Message) -> Message | Late | None:
+    def _answer(self, message: Message) -> Message | Delayed | None:
         node = message.metadata.dst_node_id
         wire = copy.deepcopy(message)  # the sides share no memory
         try:

@@ -4,7 +4,7 @@ from flwr.clientapp import ClientApp
 
 from llm_qfl.federation.errors import FederationError
 from server_app.grid import NO_REPLY, BoundedGrid
-from simulation.grid import InMemoryGrid, Late
+from simulation.grid import Delayed, InMemoryGrid
 
 
 class Clock:
@@ -82,7 +82,7 @@ def nodes_of(replies):
 def once(**when):
     """Only the first reply of the node is late."""
     left = [1]
-    return lambda task, reply: Late(reply, **when) if left and left.pop() else reply
+    return lambda task, reply: Delayed(reply, **when) if left and left.pop() else reply
 
 
 def test_a_message_outlives_its_exchange_and_its_answer_comes_with_a_later_one():
