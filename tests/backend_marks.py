@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from qiskit.circuit import ClassicalRegister
 from qiskit.quantum_info import DensityMatrix, Operator, SuperOp
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
@@ -37,8 +38,7 @@ def noisy_values(device, circuit, x, weights, isa=None):
     """Density matrices through the circuit as transpiled for the device (or as given), the whole device's errors."""
     angles = AngleCircuit(circuit)
     (basis,), constant = bases(circuit.observables)
-    if isa is None:
-        isa = _transpiled(device, circuit.digest(), basis.measured(angles.circuit))
+    isa = _transpiled(device, circuit.digest(), basis.measured(angles.circuit)) if isa is None else _measured(isa)
     if device.name not in _ERRORS:
         _ERRORS[device.name] = _Errors(device.target)
     errors = _ERRORS[device.name]
@@ -64,6 +64,17 @@ def _transpiled(device, digest, logical):
         manager = generate_preset_pass_manager(OPTIMIZATION_LEVEL, backend=device, seed_transpiler=TRANSPILER_SEED)
         _TRANSPILED[device.name, digest] = manager.run(logical)
     return _TRANSPILED[device.name, digest]
+
+
+def _measured(isa):
+    """An ISA circuit of IBM's estimator, which measures by itself: logical qubits into the bits of their numbers."""
+    places = isa.layout.final_index_layout()
+    out = isa.copy()
+    bits = ClassicalRegister(len(places), "bits")
+    out.add_register(bits)
+    for number, place in enumerate(places):
+        out.measure(place, bits[number])
+    return out
 
 
 class _Errors:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backend_marks import marks
+from backend_marks import marks, noisy_values
+from ibm_service.loopback import LoopbackService
 from scipy.stats import chi2
 
 from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.errors import BackendError
 from llm_qfl.quantum.backends import make_backend
 from llm_qfl.quantum.circuits import build_circuit
+from llm_qfl.quantum.ibm.calibration import calibration_key as ibm_key
+from llm_qfl.quantum.sampled.noise import calibration_key, load_fake_device
 from llm_qfl.quantum.scope import Place, Scope
 
 SIGMAS = 6.0
 SHOTS = 4096
 SMALL = {"qubits": 2, "layers": 1}
-BACKENDS = ["exact", "aer", "aer-FakeManilaV2", "aer-FakeFez"]
+BACKENDS = ["exact", "aer", "aer-FakeManilaV2", "aer-FakeFez", "ibm-local:FakeManilaV2", "ibm:loop_manila"]
 CIRCUITS = {
     "reuploading": {"circuit": "reuploading", "qubits": 3, "layers": 1, "readout": "linear"},
     "parity": {"circuit": "zz-real-amplitudes", "qubits": 3, "layers": 1, "readout": "parity"},
@@ -29,8 +32,17 @@ CIRCUITS = {
 
 
 @pytest.fixture(params=BACKENDS)
-def name(request):
-    return request.param
+def name(request, monkeypatch):
+    """A backend's name; `ibm:...` is the real client against the loopback service, whose results Aer computes."""
+    if not request.param.startswith("ibm:"):
+        yield request.param
+        return
+    service = LoopbackService()
+    for key, value in service.environment().items():
+        monkeypatch.setenv(key, value)
+    with service.running():
+        yield request.param
+    assert service.errors == []
 
 
 @pytest.fixture(params=list(CIRCUITS))
@@ -53,6 +65,20 @@ def some(circuit, rows, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1, 1, (rows, len(circuit.input_parameters)))
     return x, rng.normal(scale=0.4, size=len(circuit.weight_parameters))
+
+
+def mark_of(name, backend, circuit, x, weights):
+    """The mark, through the circuit as IBM's client sends it where that is who runs it."""
+    if not name.startswith("ibm"):
+        return marks(name, circuit, x, weights)
+    work = backend._runner.work(x)
+    device = load_fake_device("FakeManilaV2")
+    runner = backend._runner.runner(SHOTS)
+    target = runner._checked(1) if name.startswith("ibm:") else device
+    key = ibm_key(target) if name.startswith("ibm:") else calibration_key(target)
+    how = {"optimization_level": runner._options.optimization_level, "seed": runner._options.seed}
+    isa = runner._isas.get(work.circuit, work.digest, target, key=key, **how)
+    return noisy_values(device, circuit, x, weights, isa)
 
 
 def deviations(values, circuit, shots):
@@ -79,7 +105,7 @@ def chances(values, mark, circuit):
 def test_values_are_those_of_the_mark(name, shape, place):
     backend, circuit = made(name, shape, place)
     x, weights = some(circuit, 12)
-    values, mark = backend.expectations(x, weights), marks(name, circuit, x, weights)
+    values, mark = backend.expectations(x, weights), mark_of(name, backend, circuit, x, weights)
     assert values.shape == (12, len(circuit.observables))
     if name == "exact":
         np.testing.assert_allclose(values, mark, atol=1e-10)
@@ -110,7 +136,7 @@ def test_gradients_are_those_of_the_mark(name, shape, place):
     for _ in range(2):
         direction = rng.normal(size=len(weights))
         direction /= np.linalg.norm(direction)
-        up, down = (marks(name, circuit, x, weights + sign * step * direction) for sign in (1, -1))
+        up, down = (mark_of(name, backend, circuit, x, weights + sign * step * direction) for sign in (1, -1))
         # An angle's slope is half a difference of two means, independent of other angles' slopes; here an angle holds
         # two weights at most, each with |d angle / d weight| <= max(1, |x|).
         slope = np.maximum(1.0, np.abs(x).max(axis=1))[:, None]
@@ -143,6 +169,8 @@ def test_the_same_scope_draws_the_same_shots_and_another_others(name, place):
     if name == "exact":
         np.testing.assert_array_equal(second, first)
         np.testing.assert_array_equal(elsewhere, first)
+    elif name.startswith("ibm:"):
+        assert fresh.meter.spent.jobs == 1  # found in the ledger: the round done again after a crash pays nothing more
     else:
         assert np.any(second != first)
         assert np.any(elsewhere != first)
@@ -155,7 +183,9 @@ def test_what_it_cost_is_counted(name, place):
     backend.jacobian(x, weights)
     expected = 0 if name == "exact" else (5 + 5 * (2 * circuit.gates + 1)) * SHOTS
     assert backend.meter.spent.shots == expected
-    assert backend.meter.spent.qpu_seconds == 0.0
+    jobs = 2 if name.startswith("ibm:") else 0  # an evaluation, a gradient: one job each
+    assert backend.meter.spent.jobs == jobs
+    assert backend.meter.spent.qpu_seconds == 2.0 * jobs  # what the loopback service charges
     assert backend.at(Scope(seed=9)).meter.spent.shots == 0 or name == "exact"
 
 
