@@ -7,6 +7,7 @@ out, or a gain of tuning would be calibration alone (Zhao et al., "Calibrate bef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ from llm_qfl.language.tokens import ClassRows
 
 KEPT = 2  # versions of boundary states that a scorer keeps: the compressed model's and the full one's
 
+CacheOf = Callable[[Route, TokenRows], StateCache | None]
+
 
 class LabelScorer:
     """Log-likelihoods of label words after the same prompts, again and again.
@@ -33,15 +36,16 @@ class LabelScorer:
 
     Args:
         rows: the prompts.
-        cached: keep boundary states in memory.
+        cache_of: where the boundary states of these rows on this route lie (a site's disk, say), or None to compute
+            them anew; by default they are kept in memory.
     """
 
-    def __init__(self, rows: ClassRows, *, cached: bool = True) -> None:
+    def __init__(self, rows: ClassRows, *, cache_of: CacheOf | None = None) -> None:
         self.rows = rows
         long_ones = [word for word, tokens in enumerate(rows.words.tokens) if len(tokens) > 1]
         self._carriers = {word: rows.with_word(word) for word in long_ones or [0]}
-        self._cached = cached
-        self._caches: dict[str, dict[int, StateCache]] = {}
+        self._cache_of = cache_of or self._in_memory
+        self._caches: dict[str, list[tuple[TokenRows, StateCache]]] = {}
 
     def log_likelihoods(self, route: Route, batch_size: int = 16) -> Array:
         """Sum over the tokens of each word of log p(token | prompt and the tokens before), nats: (N, C) float64.
@@ -53,11 +57,11 @@ class LabelScorer:
         out = np.full((len(self.rows), len(self.rows.words.tokens)), np.nan)
         if not len(self.rows):
             return out
-        caches = self._caches_of(route)
         single = [word for word, tokens in enumerate(self.rows.words.tokens) if len(tokens) == 1]
         for place, (word, token_rows) in enumerate(self._carriers.items()):
             others = single if place == 0 else []
-            for chosen, hidden in outputs(route, token_rows, caches.get(word), batch_size):
+            cache = self._cache_of(route, token_rows)
+            for chosen, hidden in outputs(route, token_rows, cache, batch_size):
                 if others:
                     tokens = [self.rows.words.tokens[other][0] for other in others]
                     out[chosen[:, None], others] = _first_tokens(route, token_rows, chosen, hidden, tokens)
@@ -67,15 +71,15 @@ class LabelScorer:
             raise LanguageError("scoring: the model's log-likelihoods are not finite; its weights are damaged")
         return out
 
-    def _caches_of(self, route: Route) -> dict[int, StateCache]:
-        if not self._cached or not route.prefix:  # the embedding alone is no work
-            return {}
+    def _in_memory(self, route: Route, rows: TokenRows) -> StateCache | None:
+        if not route.prefix:  # the embedding alone is no work
+            return None
         version = route.version()
         if version not in self._caches:
             while len(self._caches) >= KEPT:
                 del self._caches[next(iter(self._caches))]
-            self._caches[version] = {word: route.cache(rows) for word, rows in self._carriers.items()}
-        return self._caches[version]
+            self._caches[version] = [(kept, route.cache(kept)) for kept in self._carriers.values()]
+        return next(cache for kept, cache in self._caches[version] if kept is rows)
 
 
 @torch.no_grad()

@@ -54,12 +54,20 @@ def plainly(prompt: str, answer: str) -> float:
 
 
 @pytest.mark.parametrize("words", [("malignant", "benign"), ("A", "B", "C"), ("yes", "no", "?", "maybe")])
-@pytest.mark.parametrize("cached", [True, False])
-def test_likelihoods_are_those_of_a_plain_loop(words, cached):
-    scorer = LabelScorer(rows_of(words=words), cached=cached)
+@pytest.mark.parametrize("cache_of", [None, lambda route, rows: None])
+def test_likelihoods_are_those_of_a_plain_loop(words, cache_of):
+    scorer = LabelScorer(rows_of(words=words), cache_of=cache_of)
     expected = [[plainly(f"T: {text}\nC: ", word) for word in words] for text in TEXTS]
     np.testing.assert_allclose(scorer.log_likelihoods(ROUTE, batch_size=4), expected, atol=1e-5)
     np.testing.assert_allclose(scorer.log_likelihoods(ROUTE, batch_size=3), expected, atol=1e-5)  # from the cache
+
+
+def test_boundary_states_may_lie_on_disk(tmp_path):
+    expected = LabelScorer(rows_of()).log_likelihoods(ROUTE)
+    for _ in range(2):  # the second one finds what the first one wrote
+        scorer = LabelScorer(rows_of(), cache_of=lambda route, rows: route.cache(rows, tmp_path))
+        np.testing.assert_allclose(scorer.log_likelihoods(ROUTE), expected, atol=1e-6)
+    assert len(list(tmp_path.glob("*.bin"))) == 2  # one a word of several tokens
 
 
 def test_a_route_without_frozen_layers_scores_the_same():
