@@ -70,6 +70,10 @@ class Route:
         """Compute the boundary states that `cache` lacks of the chosen rows; returns how many."""
         return cache.fill(chosen, lambda part: self.boundary(collate(cache.rows, part).ids))
 
+    def fill_here(self, cache: StateCache, chosen: np.ndarray) -> int:
+        """The same inside `adapting`."""
+        return cache.fill(chosen, lambda part: self.boundary_here(collate(cache.rows, part).ids))
+
     def tail(self, boundary: Tensor) -> Tensor:
         """Output of the last layer for boundary states (rows, length, width); call inside `adapting`."""
         return self.stack.run(boundary, self.suffix)

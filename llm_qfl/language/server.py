@@ -22,17 +22,19 @@ from llm_qfl.language.batches import TokenRows
 from llm_qfl.language.cache import StateCache
 from llm_qfl.language.compress import ExportedModel, export_compressed
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device
-from llm_qfl.language.lora import Arrays, LoraAdapter, check_arrays, digest_of_arrays
+from llm_qfl.language.exchange import Exchange
+from llm_qfl.language.lora import Arrays, LoraAdapter, digest_of_arrays
 from llm_qfl.language.methods import ADAPTER, EMULATOR, align_settings, lora_specs
 from llm_qfl.language.models import BaseModel
 from llm_qfl.language.route import Route, logits_at, score
 from llm_qfl.language.split import SplitPlan
 from llm_qfl.language.stack import Stack
-from llm_qfl.language.wire import byte_count, decode, decode_change, encode
+from llm_qfl.language.training import StepBudget
+from llm_qfl.language.transfer import TransferReport, transfer
+from llm_qfl.language.wire import byte_count, decode, encode
 
 FIRST = "first"
 ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
-KEPT_BROADCASTS = 8  # answers to older ones are refused
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class Broadcast:
 
     Attributes:
         arrays: `adapter/...` and, when asked for, `emulator/...`.
-        adapter_version: names the adapter's values; an answer must repeat it.
+        adapter_digest: of the adapter's values as a site decodes them; an answer must repeat it.
         emulator_digest: of the emulator's values that the site must have, or "" where the method has none.
         first_digest: of the emulator as it was first distributed (features for the QNN are its), or "".
         size: bytes of the arrays.
     """
 
     arrays: Arrays
-    adapter_version: int
+    adapter_digest: str
     emulator_digest: str
     first_digest: str
     size: int
@@ -74,9 +76,7 @@ class ServerLanguage:
         self._prepare()
         self.adapter = self._attach(ADAPTER, self.plan.adapter)
         self.emulator = self._attach(EMULATOR, self.plan.kept) if config.compresses else None
-        self.adapter_version = 0
-        self._exact = self.adapter.arrays()
-        self._sent: dict[int, Arrays] = {}
+        self._exchange = Exchange(self.adapter, self.config.wire)
         self._teacher: Teacher | None = None
         self._caches: dict[tuple[str, str], StateCache] = {}
         self._emulator_digest, self._emulator_wire = "", dict[str, np.ndarray]()
@@ -158,6 +158,27 @@ class ServerLanguage:
         student = self.route("adap-emu", self._emulator_end)
         return boundary_error(student, self._teacher_of(public), np.asarray(chosen, np.int64))
 
+    def calibrate(
+        self, public: TokenRows, server_round: int, tokens: Sequence[int] | None = None
+    ) -> TransferReport | None:
+        """`calibrate-steps` of `transfer` on public prompts; the adapter gets a new version. None for no steps."""
+        steps = self.config.calibrate_steps
+        if not steps or self.emulator is None:
+            return None
+        full, compressed = self.route("adap-fu"), self.route("adap-emu")
+        report = transfer(
+            full,
+            compressed,
+            self.adapter,
+            public,
+            StepBudget(steps, self.config.align_batch, self.config.calibrate_rate, total=steps, clip=self.config.clip),
+            seed=seed_of(self.seed, SERVER, server_round, "language-calibrate"),
+            tokens=tokens,
+            caches=(self._cache_of(full, public), self._cache_of(compressed, public)),
+        )
+        self.set_adapter(self.adapter.arrays())
+        return report
+
     @property
     def _first_digest(self) -> str:
         return digest_of_arrays(self._first) if self._first else ""
@@ -178,14 +199,10 @@ class ServerLanguage:
         Args:
             emulator: send the emulator too? Only to sites that do not hold `emulator_digest` yet.
         """
-        wire = self.config.wire
-        arrays = encode(ADAPTER, self._exact, wire)
-        self._sent[self.adapter_version] = decode(ADAPTER, arrays, wire, self.adapter.shapes())
-        for old in sorted(self._sent)[:-KEPT_BROADCASTS]:
-            del self._sent[old]
+        arrays, digest = self._exchange.send()
         if emulator:
             arrays = {**arrays, **self._emulator_wire}
-        return Broadcast(arrays, self.adapter_version, self._emulator_digest, self._first_digest, byte_count(arrays))
+        return Broadcast(arrays, digest, self._emulator_digest, self._first_digest, byte_count(arrays))
 
     def _publish_emulator(self, *, first: bool) -> None:
         """Fix what sites get, and hold the same: with a lossy wire the server's emulator is the rounded one too."""
@@ -197,55 +214,41 @@ class ServerLanguage:
         if first:
             self._first = self.emulator.arrays()
 
-    def receive(self, arrays: Mapping[str, np.ndarray], adapter_version: int) -> Arrays:
+    def receive(self, arrays: Mapping[str, np.ndarray], adapter_digest: str) -> Arrays:
         """A site's matrices from its answer, strictly checked.
 
         Args:
             arrays: the answer; keys that do not start with `adapter/` are not looked at.
-            adapter_version: the broadcast that the answer is to.
+            adapter_digest: of the broadcast that the answer is to.
 
         Raises:
             LanguageError: for an answer to an unknown or too old broadcast, or one of another shape.
         """
-        if adapter_version not in self._sent:
-            raise LanguageError(f"an answer to adapter version {adapter_version}, known are {sorted(self._sent)}")
-        return decode_change(ADAPTER, arrays, self._sent[adapter_version], self.config.wire)
+        return self._exchange.receive(arrays, adapter_digest)
 
-    def aggregate(self, answers: Sequence[tuple[Arrays, int, float]]) -> None:
-        """Average the sites' matrices into the next adapter.
-
-        A and B are averaged separately: the mean of the products is not the product of the means, but only this
-        keeps the rank. With a lossy wire the mean *change* is added to the server's exact values.
+    def aggregate(self, answers: Sequence[tuple[Arrays, str, float]]) -> None:
+        """Average the sites' matrices into the next adapter (A and B separately).
 
         Args:
-            answers: (matrices from `receive`, the version they answer to, weight), sorted by site name by the caller
+            answers: (matrices from `receive`, the digest they answer to, weight), sorted by site name by the caller
                 so that sums are repeatable.
 
         Raises:
             LanguageError: for no answer or weights that do not sum to something positive.
         """
-        total = float(sum(weight for _, _, weight in answers))
-        if not answers or not total > 0:
-            raise LanguageError(f"language aggregation: expected answers of positive weight, got {len(answers)}")
-        if self.config.wire == "fp32" and all(version == self.adapter_version for _, version, _ in answers):
-            new = {
-                key: sum(((w / total) * values[key].astype(np.float64) for values, _, w in answers), np.float64(0))
-                for key in self._exact
-            }
-        else:
-            new = {
-                key: value
-                + sum(((w / total) * (m[key] - self._sent[v][key]).astype(np.float64) for m, v, w in answers))
-                for key, value in self._exact.items()
-            }
-        self.set_adapter({key: np.asarray(value, np.float32) for key, value in new.items()})
+        self.set_adapter(self._exchange.mean(answers))
 
     def set_adapter(self, arrays: Arrays) -> None:
-        """Put values into the adapter (after aggregation, or from a checkpoint); they get a new version."""
-        check_arrays(arrays, self.adapter.shapes(), ADAPTER)
-        self._exact = {key: value.copy() for key, value in arrays.items()}
-        self.adapter.load(self._exact)
-        self.adapter_version += 1
+        """Put values into the adapter (after aggregation, or from a checkpoint).
+
+        Raises:
+            LanguageError: where they are another adapter's.
+        """
+        self._exchange.set(arrays)
+
+    def adapter_arrays(self) -> Arrays:
+        """The adapter's exact values, `<layer>/<module>/<A|B>`, float32."""
+        return {key: value.copy() for key, value in self._exchange.exact.items()}
 
     @contextlib.contextmanager
     def using(self, arrays: Arrays) -> Iterator[None]:
@@ -254,7 +257,7 @@ class ServerLanguage:
         try:
             yield
         finally:
-            self.adapter.load(self._exact)
+            self.adapter.load(self._exchange.exact)
 
     @contextlib.contextmanager
     def distributed(self) -> Iterator[Route]:
@@ -274,7 +277,7 @@ class ServerLanguage:
 
     def state(self) -> Arrays:
         """Everything that changes in a run, for a checkpoint: `adapter/...`, `emulator/...`, `first/...`, float32."""
-        out = {f"{ADAPTER}/{key}": value for key, value in self._exact.items()}
+        out = {f"{ADAPTER}/{key}": value for key, value in self._exchange.exact.items()}
         if self.emulator is not None:
             out |= {f"{EMULATOR}/{key}": value for key, value in self.emulator.arrays().items()}
             out |= {f"{FIRST}/{key}": value for key, value in self._first.items()}

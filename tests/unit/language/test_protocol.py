@@ -6,7 +6,7 @@ from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.batches import TokenRows, collate
 from llm_qfl.language.client import ClientLanguage, share
 from llm_qfl.language.compress import load_compressed
-from llm_qfl.language.server import KEPT_BROADCASTS
+from llm_qfl.language.exchange import KEPT
 
 
 def same(a, b) -> bool:
@@ -24,7 +24,7 @@ def test_one_client_is_the_same_steps_done_centrally(make_server, make_client, m
         sent = server.broadcast(emulator=server_round == 0)
         client.receive(sent.arrays, sent.emulator_digest)
         update = client.train(rows, seed=server_round, offset=3 * server_round, total=6)
-        server.aggregate([(server.receive(update.arrays, sent.adapter_version), sent.adapter_version, 5.0)])
+        server.aggregate([(server.receive(update.arrays, sent.adapter_digest), sent.adapter_digest, 5.0)])
         budget = StepBudget(3, 4, 2e-3, 3 * server_round, 6)
         route = central.route("adap-emu")
         train_adapter(route, central.adapter, rows, budget, 0.01, seed=server_round, cache=route.cache(rows))
@@ -46,9 +46,9 @@ def test_two_clients_are_two_objects_with_two_results(make_server, make_rows, tm
     for seed, client in enumerate(clients):
         client.receive(sent.arrays, sent.emulator_digest)
         updates.append(client.train(make_rows(seed, 6), seed=seed))
-    one, two = (server.receive(u.arrays, sent.adapter_version) for u in updates)
+    one, two = (server.receive(u.arrays, sent.adapter_digest) for u in updates)
     assert not same(one, two)
-    server.aggregate([(one, sent.adapter_version, 1.0), (two, sent.adapter_version, 3.0)])
+    server.aggregate([(one, sent.adapter_digest, 1.0), (two, sent.adapter_digest, 3.0)])
     for key, value in server.adapter.arrays().items():
         np.testing.assert_allclose(value, 0.25 * one[key] + 0.75 * two[key], rtol=1e-6, atol=1e-7)
 
@@ -141,12 +141,12 @@ def test_lossy_wire(make_server, make_client, make_rows, wire) -> None:
     assert same(client.emulator.arrays(), server.emulator.arrays())
     update = client.train(rows, seed=0)
     assert update.size < {"fp16": 0.51, "int8": 0.31}[wire] * 4 * sum(v.size for v in exact.adapter.arrays().values())
-    got = server.receive(update.arrays, sent.adapter_version)
+    got = server.receive(update.arrays, sent.adapter_digest)
     for key, value in client.adapter.arrays().items():
         np.testing.assert_allclose(got[key], value, atol=2e-4)
-    before = server._exact["4/self_attn.q_proj/A"].copy()
-    server.aggregate([(got, sent.adapter_version, 1.0)])
-    assert not np.array_equal(before, server._exact["4/self_attn.q_proj/A"])
+    before = server.adapter_arrays()["4/self_attn.q_proj/A"].copy()
+    server.aggregate([(got, sent.adapter_digest, 1.0)])
+    assert not np.array_equal(before, server.adapter_arrays()["4/self_attn.q_proj/A"])
     again = make_client(server, "site")
     assert again.holds(sent.emulator_digest)
     assert (again.folder / "residual.safetensors").is_file()
@@ -163,15 +163,15 @@ def test_late_answers(make_server, make_client, make_rows) -> None:
     moved = {key: value + np.float32(1) for key, value in start.items()}
     server.set_adapter(moved)
     server.broadcast(emulator=False)
-    late = server.receive(update.arrays, old.adapter_version)
-    server.aggregate([(late, old.adapter_version, 1.0)])
+    late = server.receive(update.arrays, old.adapter_digest)
+    server.aggregate([(late, old.adapter_digest, 1.0)])
     for key, value in server.adapter.arrays().items():
         np.testing.assert_allclose(value, moved[key] + late[key] - start[key], rtol=1e-5, atol=1e-6)
-    for _ in range(KEPT_BROADCASTS):
-        server.set_adapter(moved)
+    for number in range(KEPT):
+        server.set_adapter({key: value + np.float32(number) for key, value in moved.items()})
         server.broadcast(emulator=False)
-    with pytest.raises(LanguageError, match="adapter version 0, known are"):
-        server.receive(update.arrays, old.adapter_version)
+    with pytest.raises(LanguageError, match="none of the last 8 that were sent"):
+        server.receive(update.arrays, old.adapter_digest)
     with pytest.raises(LanguageError, match="positive weight, got 0"):
         server.aggregate([])
 
@@ -182,12 +182,12 @@ def test_adapter_of_another_plan(make_server, make_client) -> None:
     with pytest.raises(LanguageError, match=r"expected 28 matrices, got 42: missing \[\], unknown \['3/"):
         make_client(server).receive(foreign.arrays, sent.emulator_digest)
     with pytest.raises(LanguageError, match="missing"):
-        other.receive(sent.arrays, foreign.adapter_version)
+        other.receive(sent.arrays, foreign.adapter_digest)
     shallow = {
         k.replace("adapter/5/", "adapter/4/").replace("adapter/4/", "adapter/3/"): v for k, v in sent.arrays.items()
     }
     with pytest.raises(LanguageError, match="another plan"):
-        server.receive(shallow, sent.adapter_version)
+        server.receive(shallow, sent.adapter_digest)
 
 
 def test_layers_have_the_full_model_s_numbers_on_the_wire(make_server, make_client) -> None:
@@ -211,7 +211,7 @@ def test_every_method_and_family_goes_round(make_server, make_client, make_rows,
     for a, b in zip(server.score("adap-emu", rows), client.score(rows), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     update = client.train(rows, seed=0)
-    server.aggregate([(server.receive(update.arrays, sent.adapter_version), sent.adapter_version, 1.0)])
+    server.aggregate([(server.receive(update.arrays, sent.adapter_digest), sent.adapter_digest, 1.0)])
     assert server.adapter.digest() == client.adapter.digest()
 
 
@@ -337,7 +337,7 @@ def test_rounds_with_realignment_reach_the_full_model(make_server, make_rows, tm
         for number, (client, rows) in enumerate(zip(clients, tasks, strict=True)):
             client.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
             update = client.train(rows, seed=10 * server_round + number)
-            answers.append((server.receive(update.arrays, sent.adapter_version), sent.adapter_version, 1.0))
+            answers.append((server.receive(update.arrays, sent.adapter_digest), sent.adapter_digest, 1.0))
         server.aggregate(answers)
         server.align(public, server_round, steps=10)
     assert mean("adap-emu") < 0.6 * start["adap-emu"]
