@@ -1,8 +1,10 @@
 """Texts as numbers for the QNN (`data.encoding = language`): mean hidden state of a middle layer.
 
 All sites and the server must get the same numbers for a text, for the whole run: the states are those of the model as
-it was first given out (compressed, emulator version 0, no adapter), in float32. Rows leave no trace but a file on the
-node's own disk that its owner alone can read.
+it was first distributed (compressed, emulator version 0, no adapter). They agree to rounding where the layers compute
+in float32 everywhere; in bfloat16 at one site and float32 at another they differ in the third digit, so a run with
+these features fixes `language.dtype`. Rows leave no trace but a file on the node's own disk that its owner alone can
+read.
 """
 
 from __future__ import annotations
