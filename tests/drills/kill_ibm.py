@@ -31,7 +31,7 @@ from llm_qfl.quantum.ibm.options import IbmOptions
 from llm_qfl.quantum.ibm.submission import Patience
 
 LISTING_BOUND = 0.4
-HELD = 0.15  # seconds that the service holds a submission before and after it makes the job
+HELD = 0.1  # seconds that the service holds a submission before and after it makes the job
 PATIENCE = Patience(listing_bound=LISTING_BOUND + 2 * HELD + 0.05, attempts=4, backoff=0.02, longest=0.05, poll=0.02)
 POINTS = (
     "before the intent",
@@ -54,7 +54,7 @@ def serve(pipe):
     """The service's process: answers `reset` and `report`."""
     from ibm_service.loopback import LoopbackService
 
-    service = LoopbackService(listing_bound=LISTING_BOUND, queue=0.15, runtime=0.15)
+    service = LoopbackService(listing_bound=LISTING_BOUND, queue=0.35, runtime=0.35)
     service.hold = HELD
     with service.running():
         pipe.send(service.environment())
@@ -99,7 +99,7 @@ WRITES = {  # points at which the ledger is written
     "result written, state not": {"before": True, "when": state_is("done")},
 }
 CALLS = {"during the call, before the job is made": HELD / 2, "during the call, after the job is made": HELD * 1.5}
-WAITS = {"while queued": 0.05, "while running": 0.22}
+WAITS = {"while queued": 0.05, "while running": 0.42}
 
 
 def arm(point):
@@ -180,7 +180,7 @@ def one_kill(pipe, folder, point, rng):
     random_time = point == "at a random time"
     for life in range(6):
         armed = None if random_time or life else point
-        after = rng.uniform(0.0, 1.6) if random_time and life < rng.randint(1, 3) else None
+        after = rng.uniform(0.0, 2.0) if random_time and life < rng.randint(1, 3) else None
         status = live(folder, armed, limits, seed, out, after)
         kills += status == -signal.SIGKILL
         if status == 0:
