@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_qfl import __version__
 from llm_qfl.federation.config import RunConfig, default_run_config
+from llm_qfl.federation.records import Evaluation
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
 from llm_qfl.quantum.folder import save_model
 from server_app.display import Display
@@ -27,7 +28,7 @@ class FolderBook:
     """
 
     def __init__(self, ledger: Ledger, display: Display) -> None:
-        self._ledger, self._display = ledger, display
+        self._ledger, self._display, self.run_id = ledger, display, ledger.run_id
 
     def begin(self, opened: Opened) -> None:
         """Write `config.json` and show the head of the run."""
@@ -97,7 +98,8 @@ def summary_json(run_id: str, finished: Finished) -> Json:
     """The contract's `summary.json` of a run that went to its end."""
     opened, config = finished.opened, finished.opened.config
     test, validation = finished.test.get("qnn"), finished.validation.get("qnn")
-    reports = [report for summary in finished.rounds for report in summary.work]
+    spent = [report.spent for summary in finished.rounds for report in summary.work]
+    paid = [*spent, *(evaluation.spent for evaluation in finished.scoring), finished.server_spent]
     scores = scores_json(test) or {}
     return {
         "run_id": run_id,
@@ -118,12 +120,15 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "test_source": config.data.test,
         "validation_source": config.data.validation,
         "baselines": {name: _baseline_json(finished, name) for name in opened.baselines},
-        "evaluations": sum(report.spent.evaluations for report in reports),
-        "circuits": sum(report.spent.circuits for report in reports),
-        "validation_circuits": sum(report.spent.validation_circuits for report in reports),
-        "simulated_circuits": sum(report.spent.simulated_circuits for report in reports),
-        "shots": sum(report.spent.shots for report in reports),
-        "qpu_seconds": float(sum(report.spent.qpu_seconds for report in reports)),
+        "evaluations": sum(one.evaluations for one in spent),
+        "circuits": sum(one.circuits for one in spent),
+        "validation_circuits": sum(one.validation_circuits for one in spent),
+        "simulated_circuits": sum(one.simulated_circuits for one in spent),
+        "shots": sum(one.shots for one in paid),
+        "jobs": sum(one.jobs for one in paid),
+        "qpu_seconds": float(sum(one.qpu_seconds for one in paid)),
+        "queue_seconds": float(sum(one.queue_seconds for one in paid)),
+        "scoring": [_scoring_json(evaluation) for evaluation in finished.scoring if evaluation.backend != "exact"],
         "bytes_up": finished.bytes_up,
         "bytes_down": finished.bytes_down,
         "seconds": finished.seconds,
@@ -139,7 +144,7 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
     """The summary of a run that did not reach its end: what is not known is null."""
     unknown = (
         "num_classes test_accuracy test_balanced_accuracy test_loss validation_loss evaluations circuits shots "
-        "qpu_seconds bytes_up bytes_down seconds policy language clients"
+        "jobs qpu_seconds queue_seconds bytes_up bytes_down seconds policy language clients"
     )
     return {
         "run_id": run_id,
@@ -170,6 +175,18 @@ def _site_json(opened: Opened, site: str) -> Json:
     census, names = opened.roll.answers[site], opened.setup.class_names
     counts: Mapping[str, int] = {name: int(n) for name, n in zip(census.class_names, census.class_counts, strict=True)}
     return {"site": site, "rows": dict(census.rows), "classes": [counts.get(name, 0) for name in names]}
+
+
+def _scoring_json(evaluation: Evaluation) -> Json:
+    spent = evaluation.spent
+    return {
+        "site": evaluation.site,
+        "backend": evaluation.backend,
+        "shots": spent.shots,
+        "jobs": spent.jobs,
+        "qpu_seconds": spent.qpu_seconds,
+        "queue_seconds": spent.queue_seconds,
+    }
 
 
 def _baseline_json(finished: Finished, name: str) -> Json:

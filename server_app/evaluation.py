@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
@@ -12,6 +12,7 @@ from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.records import Evaluation, content_bytes, decode_evaluation
 from llm_qfl.federation.types import GlobalState, Rows, Scores
 from llm_qfl.quantum.model import QNNModel
+from llm_qfl.quantum.scope import Meter, Scope
 
 
 def pool(scores: Sequence[Scores]) -> Scores | None:
@@ -31,10 +32,15 @@ class Scorer:
     model: QNNModel
     baselines: Mapping[str, Baseline]
     rows: Rows
+    scope: Scope
+    meter: Meter = field(default_factory=Meter)
+    """What scoring has cost on a backend that samples."""
 
     def scores(self, state: GlobalState) -> tuple[Scores, dict[str, Scores]]:
         """Sums for the QNN and each baseline."""
-        qnn = self.model.scores(state.theta, self.rows)
+        model = self.model.at(replace(self.scope, server_round=state.server_round))
+        qnn = model.scores(state.theta, self.rows)
+        self.meter.spent = self.meter.spent + model.spent
         return qnn, {n: b.scores(state.baselines[n], self.rows) for n, b in self.baselines.items()}
 
 

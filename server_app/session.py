@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.serverapp import Grid
@@ -13,12 +13,13 @@ from llm_qfl.baselines import Baseline, make_baselines
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.pool import read_pool
 from llm_qfl.federation.fingerprint import fingerprint
-from llm_qfl.federation.records import state_record
+from llm_qfl.federation.records import Evaluation, state_record
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
+from llm_qfl.federation.types import NOTHING, GlobalState, RoundSummary, Scores, Spent
 from llm_qfl.quantum.exact.engine import DEFAULT_MEMORY_BUDGET, check_memory
 from llm_qfl.quantum.model import QNNModel, get_model
+from llm_qfl.quantum.scope import Scope
 from llm_qfl.quantum.training import round_budget
 from server_app.census import Roll, make_setup, take_census
 from server_app.evaluation import Scorer, pool
@@ -28,7 +29,13 @@ from server_app.strategy import Close, QNNStrategy, Terms
 
 
 class Book(Protocol):
-    """Who is told what happens: the run folder and the terminal, or a test's memory."""
+    """Who is told what happens: the run folder and the terminal, or a test's memory.
+
+    Attributes:
+        run_id: of the run; the sites' jobs belong to it.
+    """
+
+    run_id: str
 
     def begin(self, opened: Opened) -> None:
         """The census is closed and the setup fixed."""
@@ -39,7 +46,7 @@ class Book(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What is known before the first round."""
+    """What is known before the first round; `model` is on the exact backend, for the server trains nothing."""
 
     config: RunConfig
     roll: Roll
@@ -62,7 +69,9 @@ class Finished:
         bytes_up: bytes of all answers, census and last exchange included; without the baselines'.
         bytes_down: bytes of all tasks, likewise.
         left_out: site -> why it has no part in the last exchange.
+        scoring: the sites' answers of the last exchange: what it cost them.
         seconds: wall time from the census to the test.
+        server_spent: shots and jobs of scoring on the server's own rows.
     """
 
     opened: Opened
@@ -73,7 +82,9 @@ class Finished:
     bytes_up: int
     bytes_down: int
     left_out: Mapping[str, str]
+    scoring: tuple[Evaluation, ...]
     seconds: float
+    server_spent: Spent = NOTHING
 
 
 def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
@@ -92,12 +103,13 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
         rounds.append(summary)
         book.close_round(summary, state)
 
-    strategy = make_strategy(opened, close)
+    scope = Scope(book.run_id, SERVER, seed=config.server.seed, shots=config.quantum.shots)
+    strategy = make_strategy(opened, close, scope)
     start = initial_state(opened)
     deadline, count = config.server.deadline, config.server.rounds
     result = strategy.start(bounded, state_record(start), num_rounds=count, timeout=deadline)
     state = strategy.state_of(result.arrays, count)
-    validation, test = _final_scores(opened, strategy, state)
+    validation, test, spent = _final_scores(opened, strategy, state, scope)
     up, down = strategy.evaluation_bytes
     return Finished(
         opened=opened,
@@ -108,7 +120,9 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
         bytes_up=opened.roll.bytes_up + sum(r.bytes_up for r in rounds) + up,
         bytes_down=opened.roll.bytes_down + sum(r.bytes_down for r in rounds) + down,
         left_out=strategy.evaluation_failures,
+        scoring=strategy.evaluations,
         seconds=time.monotonic() - started,
+        server_spent=spent + strategy.scoring,
     )
 
 
@@ -118,7 +132,9 @@ def open_session(grid: BoundedGrid, config: RunConfig) -> Opened:
     roll = take_census(grid, config, fingerprint(config))
     setup = make_setup(roll, config)
     classes = len(setup.class_names)
-    model = get_model(config.quantum, classes)
+    model = get_model(config.quantum.at_site("exact"), classes)
+    if not {config.data.test, config.data.validation} <= {"federated"}:
+        get_model(config.quantum.scoring, classes)  # a device that is not there is said before any site works
     baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=setup.digest())
     return Opened(config, roll, setup, model, baselines, mark)
@@ -147,20 +163,31 @@ def initial_state(opened: Opened) -> GlobalState:
     return GlobalState(0, theta, opened.model.parameter_names, baselines)
 
 
-def make_strategy(opened: Opened, close: Close) -> QNNStrategy:
-    """The strategy of a run."""
-    config = opened.config
-    rows = server_rows(config, opened.setup, "validation")
-    scorer = None if rows is None else Scorer(opened.model, opened.baselines, rows)
+def make_strategy(opened: Opened, close: Close, scope: Scope | None = None) -> QNNStrategy:
+    """The strategy of a run; `scope` names the run."""
+    config, scope = opened.config, scope or Scope()
+    scorer = _scorer(opened, "validation", scope)
     budget = round_budget(opened.model, config.training)
-    terms = Terms(config, opened.roll.nodes, opened.setup, opened.fingerprint, opened.model.parameter_names, budget)
+    terms = Terms(
+        config, opened.roll.nodes, opened.setup, opened.fingerprint, opened.model.parameter_names, budget, scope.run
+    )
     return QNNStrategy(terms, scorer, close)
 
 
+def _scorer(opened: Opened, part: str, scope: Scope) -> Scorer | None:
+    """Of the server's own rows of this part, if it has any."""
+    rows = server_rows(opened.config, opened.setup, part)
+    if rows is None:
+        return None
+    model = get_model(opened.config.quantum.scoring, len(opened.setup.class_names))
+    return Scorer(model, opened.baselines, rows, replace(scope, purpose=part))
+
+
 def _final_scores(
-    opened: Opened, strategy: QNNStrategy, state: GlobalState
-) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Validation and test of the final state, for `qnn` and each baseline."""
+    opened: Opened, strategy: QNNStrategy, state: GlobalState, scope: Scope
+) -> tuple[dict[str, Scores], dict[str, Scores], Spent]:
+    """Validation and test of the final state, for `qnn` and each baseline, and what the server's part of it cost."""
+    spent = NOTHING
     found: dict[str, dict[str, Scores]] = {}
     for part, source in (("validation", opened.config.data.validation), ("test", opened.config.data.test)):
         if source == "federated":
@@ -169,9 +196,9 @@ def _final_scores(
                 named[name] = pool([e.baselines[name][part] for e in strategy.evaluations])
             found[part] = {name: scores for name, scores in named.items() if scores is not None}
         else:
-            rows = server_rows(opened.config, opened.setup, part)
-            if rows is None:
+            scorer = _scorer(opened, f"{part}", scope)
+            if scorer is None:
                 raise RuntimeError(f"the server holds no {part} rows although data.{part} is {source!r}")
-            qnn, baselines = Scorer(opened.model, opened.baselines, rows).scores(state)
-            found[part] = {"qnn": qnn, **baselines}
-    return found["validation"], found["test"]
+            qnn, baselines = scorer.scores(state)
+            found[part], spent = {"qnn": qnn, **baselines}, spent + scorer.meter.spent
+    return found["validation"], found["test"], spent

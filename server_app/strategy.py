@@ -32,7 +32,7 @@ from llm_qfl.federation.records import (
     state_record,
 )
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import ClientReport, GlobalState, RoundPlan, RoundSummary, Scores
+from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, RoundPlan, RoundSummary, Scores, Spent
 from server_app.evaluation import Scorer, pool, read_evaluations
 from server_app.grid import BoundedGrid
 from server_app.outstanding import Outstanding
@@ -52,6 +52,7 @@ class Terms:
         fingerprint: this side's, with circuit and setup.
         parameter_names: names of theta's entries.
         budget: objective evaluations of a site's optimizer in a round.
+        run: the run's id; jobs of a site belong to it.
     """
 
     config: RunConfig
@@ -60,6 +61,7 @@ class Terms:
     fingerprint: Mapping[str, str]
     parameter_names: tuple[str, ...]
     budget: int
+    run: str = "local"
 
 
 class QNNStrategy(Strategy):
@@ -88,6 +90,11 @@ class QNNStrategy(Strategy):
         self.evaluation_failures: dict[str, str] = {}
         self.evaluation_bytes = (0, 0)
         """Bytes up and down of the last exchange."""
+
+    @property
+    def scoring(self) -> Spent:
+        """What scoring on the server's own validation rows has cost."""
+        return NOTHING if self._scorer is None else self._scorer.meter.spent
 
     def summary(self) -> None:
         """Nothing to log: the display shows the run."""
@@ -280,7 +287,7 @@ class QNNStrategy(Strategy):
         ttl = server.deadline if plan is None else max(server.deadline, server.patience)
         for site in sites:
             text = None if site in self._has_setup else self._setup_json
-            task = Task(site, state, plan, text, self._setup_digest, self._terms.fingerprint)
+            task = Task(site, state, plan, text, self._setup_digest, self._terms.fingerprint, self._terms.run)
             content = encode_task(task)
             self._bytes_down += content_bytes(content)
             node, group = self._terms.roster[site], str(state.server_round)

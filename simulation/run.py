@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ class Federation:
 
 class Memory:
     """A book that keeps nothing: `Finished` holds the rounds."""
+
+    def __init__(self, run_id: str | None = None) -> None:
+        self.run_id = run_id or f"in-memory-{secrets.token_hex(4)}"
 
     def begin(self, opened: Opened) -> None:
         """Nothing to write."""
