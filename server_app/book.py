@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_qfl import __version__
 from llm_qfl.federation.config import RunConfig, default_run_config
-from llm_qfl.federation.records import Evaluation
+from llm_qfl.federation.seeding import SERVER
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
 from llm_qfl.quantum.folder import save_model
 from server_app.display import Display
@@ -128,7 +128,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "jobs": sum(one.jobs for one in paid),
         "qpu_seconds": float(sum(one.qpu_seconds for one in paid)),
         "queue_seconds": float(sum(one.queue_seconds for one in paid)),
-        "scoring": [_scoring_json(evaluation) for evaluation in finished.scoring if evaluation.backend != "exact"],
+        "scoring": _scoring_json(finished),
         "bytes_up": finished.bytes_up,
         "bytes_down": finished.bytes_down,
         "seconds": finished.seconds,
@@ -177,16 +177,16 @@ def _site_json(opened: Opened, site: str) -> Json:
     return {"site": site, "rows": dict(census.rows), "classes": [counts.get(name, 0) for name in names]}
 
 
-def _scoring_json(evaluation: Evaluation) -> Json:
-    spent = evaluation.spent
-    return {
-        "site": evaluation.site,
-        "backend": evaluation.backend,
-        "shots": spent.shots,
-        "jobs": spent.jobs,
-        "qpu_seconds": spent.qpu_seconds,
-        "queue_seconds": spent.queue_seconds,
-    }
+def _scoring_json(finished: Finished) -> list[Json]:
+    """What scoring cost, apart from the rounds' reports: the sites' last exchange, and the server's own rows."""
+    done = [(one.site, one.backend, one.spent) for one in finished.scoring]
+    done.append((SERVER, finished.opened.config.quantum.scoring.backend, finished.server_spent))
+    keys = ("shots", "jobs", "qpu_seconds", "queue_seconds")
+    return [
+        {"site": site, "backend": backend, **{key: getattr(spent, key) for key in keys}}
+        for site, backend, spent in done
+        if spent.shots or spent.jobs
+    ]
 
 
 def _baseline_json(finished: Finished, name: str) -> Json:

@@ -6,9 +6,9 @@ Site names and reasons come from the outside: control characters are taken out b
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,14 +17,20 @@ from rich.text import Text
 
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import ConfigError
-
-Json = Mapping[str, Any]
+from server_app.lines import (
+    MODELS,
+    MOST_REASONS,
+    Json,
+    clean,
+    head_lines,
+    result_lines,
+    result_rows,
+    round_cells,
+    round_notes,
+)
 
 COLUMNS = ("round", "sites", "val loss", "val acc", "logistic acc", "mlp acc", "evaluations", "up", "down", "seconds")
 WIDTHS = (7, 9, 8, 7, 12, 7, 11, 9, 9, 7)
-MODELS = (("qnn", "quantum neural network"), ("logistic", "logistic regression"), ("mlp", "small neural network"))
-UNKNOWN = "-"
-MOST_REASONS = 3  # reasons shown a round; the ledger has them all
 
 
 class Display(Protocol):
@@ -195,98 +201,6 @@ class LiveDisplay:
             parts.append(Text(f"  round {done + 1} of {self._rounds} is running ...", style="dim"))
         parts += [Text(f"  {note}", style="red") for note in (self._notes if whole else self._notes[-MOST_REASONS:])]
         return Group(*parts)
-
-
-def head_lines(config: RunConfig, sites: Sequence[Json]) -> list[str]:
-    """What is run, on what."""
-    rows = {part: sum(int(site["rows"].get(part, 0)) for site in sites) for part in ("train", "validation", "test")}
-    quantum, training = config.quantum, config.training
-    shape = f"{quantum.qubits} qubits" + (f", {quantum.layers} layers" if quantum.circuit != "qcnn" else "")
-    held = f" + {rows['test']:,} test" if rows["test"] else ""
-    return [
-        f"llm-qfl: {clean(config.data.source)} across {len(sites)} sites, {config.server.rounds} rounds",
-        f"rows at the sites: {rows['train']:,} train + {rows['validation']:,} validation{held}; "
-        f"test {clean(config.data.test)}, validation {clean(config.data.validation)}, seed {config.server.seed}",
-        f"circuit: {quantum.circuit} ({shape}), readout {quantum.readout}, {config.data.reduction}, "
-        f"{training.optimizer} {training.steps} steps a round",
-    ]
-
-
-def round_cells(line: Json, rounds: int) -> tuple[str, ...]:
-    """One round as the cells of `COLUMNS`."""
-    validation: Json = line.get("validation") or {}
-    baselines: Json = line.get("baselines") or {}
-    asked, came = len(line["plan"]["sites"]), len(line["clients"])
-    return (
-        f"{line['round']}/{rounds}",
-        f"{came}/{asked}" + ("" if line["aggregated"] else " !"),
-        number(validation.get("loss")),
-        number(validation.get("accuracy")),
-        *(number((baselines.get(name) or {}).get("accuracy")) for name in ("logistic", "mlp")),
-        f"{line['evaluations']:,}",
-        size(line["bytes_up"]),
-        size(line["bytes_down"]),
-        f"{line['seconds']:.1f}",
-    )
-
-
-def round_notes(line: Json) -> list[str]:
-    """What did not go well in a round: below quorum, rejected replies (the first few)."""
-    notes: list[str] = []
-    if not line["aggregated"]:
-        notes.append("below quorum: the model of the round before is kept")
-    rejected: Json = line.get("rejected") or {}
-    for site, reason in sorted(rejected.items())[:MOST_REASONS]:
-        notes.append(f"rejected {clean(site)}: {clean(reason)}")
-    if len(rejected) > MOST_REASONS:
-        notes.append(f"... and {len(rejected) - MOST_REASONS} more, in rounds.jsonl")
-    return notes
-
-
-def result_rows(summary: Json) -> list[tuple[str, str, str, str]]:
-    """Model, accuracy, balanced accuracy and loss on the test rows."""
-    baselines: Json = summary.get("baselines") or {}
-    rows = []
-    for key, name in MODELS:
-        found: Json = summary if key == "qnn" else (baselines.get(key) or {})
-        cells = (number(found.get(f"test_{what}")) for what in ("accuracy", "balanced_accuracy", "loss"))
-        rows.append((name, *cells))
-    return rows  # type: ignore[return-value]
-
-
-def result_lines(summary: Json) -> list[str]:
-    """The result as plain lines: a table of the models, then what it cost."""
-    lines = [f"{'on the test rows':<24}{'accuracy':>10}{'balanced':>10}{'loss':>10}"]
-    lines += [f"{n:<24}{a:>10}{b:>10}{loss:>10}" for n, a, b, loss in result_rows(summary)]
-    tested = summary.get("test_rows")
-    if tested:
-        lines.append(f"{tested:,} test rows ({clean(str(summary.get('test_source')))}); losses in nats")
-    if summary.get("evaluations") is not None:
-        lines.append(
-            f"{summary['evaluations']:,} evaluations, {summary['circuits']:,} circuits, "
-            f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down, {summary['seconds']:.1f} s"
-        )
-    return lines
-
-
-def number(value: float | None) -> str:
-    """Three decimals, or a dash for what is not known."""
-    return UNKNOWN if value is None else f"{value:.3f}"
-
-
-def size(count: int | None) -> str:
-    """Bytes in kB or MB (powers of ten)."""
-    if count is None:
-        return UNKNOWN
-    for limit, unit in ((1e3, "B"), (1e6, "kB"), (1e9, "MB")):
-        if count < limit:
-            return f"{count} B" if unit == "B" else f"{count / limit * 1e3:.1f} {unit}"
-    return f"{count / 1e9:.1f} GB"
-
-
-def clean(text: str, *, lines: bool = False) -> str:
-    """Text from outside without control characters (a site's name must not move the cursor)."""
-    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def _aligned(cells: Iterable[str]) -> str:

@@ -110,8 +110,8 @@ class BoundedGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send, and wait for the replies until `timeout` seconds have passed; `failed` says who gave none and why.
 
-        Late answers to earlier messages are taken along but not waited for, unless nothing is sent: then the
-        exchange waits for them.
+        Late answers to earlier messages are taken along but not waited for, unless nothing is sent or nothing sent
+        is answered but with errors: then the exchange waits for them.
         """
         tasks = list(messages)
         if not tasks and not self._unanswered:
@@ -120,7 +120,7 @@ class BoundedGrid(Grid):
         started, pause = self._clock(), FIRST_POLL
         end = None if timeout is None else started + timeout
         sent = self._push(tasks, started)
-        awaited = set(sent) if tasks else set(self._unanswered)
+        awaited = set(sent)
         self._unanswered |= sent
         replies: list[Message] = []
         while self._unanswered:
@@ -128,6 +128,8 @@ class BoundedGrid(Grid):
             now = self._clock()
             self._expire(now)
             awaited &= set(self._unanswered)
+            if not awaited and not replies:
+                awaited = set(self._unanswered)
             if not awaited or (end is not None and now >= end):
                 break
             self._sleep(pause if end is None else min(pause, end - now))

@@ -133,8 +133,6 @@ class QNNStrategy(Strategy):
         """The state that an ArrayRecord of this strategy holds."""
         return arrays_state(arrays, server_round, self._terms.parameter_names)
 
-    # --- train ---------------------------------------------------------------------------------------------------
-
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -233,8 +231,6 @@ class QNNStrategy(Strategy):
         baselines = {name: pool([report.baseline_received[name] for report in reports]) for name in names}
         return together, {name: scores for name, scores in baselines.items() if scores is not None}
 
-    # --- evaluate ------------------------------------------------------------------------------------------------
-
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -266,8 +262,6 @@ class QNNStrategy(Strategy):
         self.evaluations = tuple(found[site] for site in sorted(found))
         self.evaluation_bytes = (up, self._bytes_down)
         return None
-
-    # --- both ----------------------------------------------------------------------------------------------------
 
     def _required(self) -> tuple[GlobalState, RoundPlan]:
         if self._sent is None or self._plan is None:

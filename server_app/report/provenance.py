@@ -39,6 +39,12 @@ GLOSSARY = (
         "95% Wilson score interval of a share: where the accuracy on many more rows like these would lie. It says "
         "nothing about another seed, split or federation.",
     ),
+    (
+        "late reply",
+        "An answer that came after its round's deadline, from a site that waited for a QPU. It enters the next average "
+        "as the change that the site made to the vector it was given, with its share of the rows, times the staleness "
+        "factor: server.staleness to the power of the rounds that it is late.",
+    ),
     ("baselines", "Logistic regression and a network of about as many parameters as the quantum model, trained on the "
      "same features, splits and rounds. They count neither in the budget nor in the bytes."),
     ("bytes", "Payload of the messages as the run saw it; the wire's own framing and encryption come on top."),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from server_app.report.charts import Line, columns, line_chart
+from server_app.report.late import late_replies, ranges
 from server_app.report.markup import Child, count, details, duration, number, plural, section, size, table, tag
 from server_app.report.run import SHORT, Json, Run
 
@@ -51,21 +52,27 @@ def spending(run: Run) -> Markup:
 
 
 def replies(run: Run) -> Markup:
-    """Replies that did not count, with their reasons, and sites that were left out."""
+    """Late replies, replies that did not count, with their reasons, and sites that were left out."""
     asked = sum(len(line["plan"]["sites"]) for line in run.rounds)
-    accepted = sum(len(line["clients"]) for line in run.rounds)
-    kept = [int(line["round"]) for line in run.rounds if not line["aggregated"]]
+    in_time = sum(len(line["clients"]) for line in run.rounds)
+    late = sum(len(line.get("late") or []) for line in run.rounds)
+    kept = [int(line["round"]) for line in run.rounds if not line["aggregated"] and line["plan"]["sites"]]
+    waited = [int(line["round"]) for line in run.rounds if not line["aggregated"] and not line["plan"]["sites"]]
     parts: list[Child] = []
     if kept:
-        below = f"Below quorum, so the model of the round before was kept: {_ranges(kept)}."
+        below = f"Below quorum, so the model of the round before was kept: {ranges(kept)}."
         parts.append(tag("p", below, class_="warn"))
+    if waited:
+        vain = f"No site was free and nothing came that could enter, so the model was kept: {ranges(waited)}."
+        parts.append(tag("p", vain, class_="warn"))
+    parts.append(late_replies(run, MOST_REASONS))
     grouped: dict[tuple[str, str], list[int]] = defaultdict(list)
     for line in run.rounds:
         for site, reason in (line.get("rejected") or {}).items():
             grouped[str(site), str(reason)].append(int(line["round"]))
     if grouped:
         listed = sorted(grouped.items())
-        rows = [(site, reason, _ranges(at)) for (site, reason), at in listed[:MOST_REASONS]]
+        rows = [(site, reason, ranges(at)) for (site, reason), at in listed[:MOST_REASONS]]
         parts.append(table(["Site", "Reason", "Rounds"], rows, numbers_from=9, caption="Rejected replies"))
         if len(listed) > MOST_REASONS:
             parts.append(tag("p", f"{len(listed) - MOST_REASONS:,} more are in rounds.jsonl.", class_="note"))
@@ -74,7 +81,8 @@ def replies(run: Run) -> Markup:
         listed_out = sorted(left_out.items())[:MOST_REASONS]
         caption = "Left out of the run or of its last exchange"
         parts.append(table(["Site", "Reason"], [(s, str(r)) for s, r in listed_out], numbers_from=9, caption=caption))
-    lead = f"{accepted:,} of {plural(asked, 'reply').replace('replys', 'replies')} asked for were accepted."
+    replies_asked = plural(asked, "reply").replace("replys", "replies")
+    lead = f"{in_time:,} of {replies_asked} asked for were accepted" + (f" in time, {late:,} late." if late else ".")
     return section("Replies", *parts, anchor="replies", lead=lead)
 
 
@@ -120,7 +128,9 @@ def _round_table(run: Run) -> Markup:
 
 def _round_cells(line: Json) -> list[Child]:
     own: Json = line.get("validation") or {}
-    cells: list[Child] = [int(line["round"]), f"{len(line['clients'])}/{len(line['plan']['sites'])}"]
+    late = len(line.get("late") or [])
+    came = f"{len(line['clients'])}/{len(line['plan']['sites'])}" + (f" + {late} late" if late else "")
+    cells: list[Child] = [int(line["round"]), came]
     cells += [number(own.get(what)) for what in ("loss", "accuracy", "balanced_accuracy")]
     for model in ("logistic", "mlp"):
         scores: Json = (line.get("baselines") or {}).get(model) or {}
@@ -131,15 +141,3 @@ def _round_cells(line: Json) -> list[Child]:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _ranges(rounds: Sequence[int]) -> str:
-    """`1-3, 7`."""
-    runs: list[list[int]] = []
-    for value in sorted(set(rounds)):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return ("round " if runs and len(runs) == 1 and runs[0][0] == runs[0][1] else "rounds ") + text

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from server_app.report.backends import backends
 from server_app.report.charts import Band, Frame, Line, class_colour, curve, line_chart, stacked_area, svg, y_range
 from server_app.report.markup import Child, count, details, duration, join, number, plural, section, size, table, tag
 from server_app.report.rounds import legend
@@ -56,9 +57,9 @@ def learning(run: Run) -> Markup:
         "steps. A gap between the two that grows is a site that pulls away from the average."
     )
     body = _panels(run, history) if panels else _bands(run)
-    return section(
-        "How each site learns", body, details("Every site", _site_table(run, history)), anchor="sites", lead=lead
-    )
+    every = details("Every site", _site_table(run, history))
+    where = backends(run, MOST_LISTED)
+    return section("How each site learns", body, where, every, anchor="sites", lead=lead)
 
 
 def _bars(run: Run) -> Markup:
@@ -172,20 +173,28 @@ def _site_table(run: Run, history: dict[str, History]) -> Markup:
         "Circuits",
     ]
     heads += ["Sent up", "Time"]
-    rows = [_site_cells(site, history.get(str(site["site"]), [])) for site in run.sites[:MOST_LISTED]]
+    late: dict[str, list[Json]] = defaultdict(list)
+    for line in run.rounds:
+        for work in line.get("late") or []:
+            late[str(work["site"])].append(work)
+    rows = [
+        _site_cells(site, history.get(str(site["site"]), []), late.get(str(site["site"]), []))
+        for site in run.sites[:MOST_LISTED]
+    ]
     rest = len(run.sites) - MOST_LISTED
     more = tag("p", f"{rest:,} more sites are in config.json and rounds.jsonl.", class_="note") if rest > 0 else None
-    caption = "Losses and accuracy of the site's last accepted reply; the rest summed over the run"
+    caption = "Losses and accuracy of the site's last reply in time; the rest summed over the run, late ones too"
     return join([table(heads, rows, caption=caption), more])
 
 
-def _site_cells(site: Json, history: History) -> list[Child]:
+def _site_cells(site: Json, history: History, late: Sequence[Json]) -> list[Child]:
     last: Json = history[-1][1] if history else {}
-    sums = {key: sum(c.get(key) or 0 for _, c in history) for key in ("evaluations", "circuits", "bytes_up", "seconds")}
+    work = [*(client for _, client in history), *late]
+    sums = {key: sum(one.get(key) or 0 for one in work) for key in ("evaluations", "circuits", "bytes_up", "seconds")}
     return [
         str(site["site"]),
         count((site.get("rows") or {}).get("train")),
-        len(history),
+        f"{len(history)} + {len(late)} late" if late else len(history),
         number(last.get("received_loss")),
         number(last.get("trained_loss")),
         number(last.get("trained_accuracy")),

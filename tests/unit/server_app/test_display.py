@@ -9,7 +9,8 @@ from rich.console import Console
 
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import ConfigError
-from server_app.display import LiveDisplay, PlainDisplay, SilentDisplay, clean, make_display, size
+from server_app.display import LiveDisplay, PlainDisplay, SilentDisplay, make_display
+from server_app.lines import clean, result_lines, round_cells, round_notes, size
 
 
 class Terminal(io.StringIO):
@@ -114,3 +115,37 @@ def test_sizes_and_clean_text():
     ]
     assert clean("a\x07b\nc") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c"
     assert clean("a\nb", lines=True) == "a\nb"
+
+
+def ledger_line(**parts):
+    client = {"site": "a"}
+    line = {"round": 2, "plan": {"sites": ["a"]}, "aggregated": True, "clients": [client], "evaluations": 5}
+    return {**line, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0, **parts}
+
+
+def test_late_and_busy_sites_are_said():
+    late = [{"site": "b", "of_round": 1, "lag": 1}, {"site": "c\x1b", "of_round": 1, "lag": 1}]
+    entered = [{"site": "b", "of_round": 1, "factor": 0.5}]
+    line = ledger_line(late=late, entered=entered, busy=["b", "c\x1b", "d", "e", "f", "g"])
+    assert round_cells(line, 3)[:2] == ("2/3", "1/1+2")
+    assert round_notes(line) == [
+        "late b: its reply to round 1 counts x 0.5",
+        "late c\N{REPLACEMENT CHARACTER}: its reply to round 1 does not enter this average",
+        "still busy, no new task: d, e, f and 1 more",
+    ]
+
+
+def test_the_closing_round_is_named():
+    line = ledger_line(round=4, plan={"sites": []}, clients=[], late=[], entered=[], busy=["b"], aggregated=False)
+    assert round_cells(line, 3)[:2] == ("closing", "0/0 !")
+    assert round_notes(line)[0] == "nothing to average: the model of the round before is kept"
+
+
+def test_what_hardware_cost_is_said_where_there_was_any():
+    known = {"baselines": {}, "evaluations": 1, "circuits": 2, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0}
+    assert not any("shots" in line or "jobs" in line for line in result_lines({**known, "shots": 0}))
+    spent = {"shots": 20480, "jobs": 12, "qpu_seconds": 31.26, "queue_seconds": 5400.4}
+    assert result_lines({**known, **spent})[-2:] == [
+        "20,480 shots",
+        "12 jobs on IBM Quantum: 31.3 s on QPUs, 5400 s in queues",
+    ]

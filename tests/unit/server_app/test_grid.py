@@ -133,3 +133,14 @@ def test_forgotten_nodes_are_not_asked_for():
     ask(grid, 10.0, ttl=3600.0)
     grid.forget([2])
     assert nodes_of(ask(grid, 10.0, nodes=(1,))) == [3, 1]
+
+
+def test_an_exchange_that_brings_only_errors_waits_for_the_late_ones():
+    def broken(task, reply):
+        return Message(Error(2, "boom"), reply_to=task)
+
+    grid, clock = bounded({1: broken, 2: once(pulls=60), 3: broken})
+    assert nodes_of(ask(grid, 10.0, ttl=3600.0)) == []
+    assert nodes_of(ask(grid, 10.0, nodes=(1, 3), ttl=3600.0)) == [2]
+    assert {node: error.code for node, error in grid.failed.items()} == {1: 2, 3: 2}
+    assert 10.0 < clock.now < 20.0

@@ -231,3 +231,67 @@ def test_not_a_circuit(data, tmp_path):
     (tmp_path / "circuit.qpy").write_bytes(data)
     with pytest.raises(RunFolderError, match="not a circuit"):
         load_circuit(tmp_path / "circuit.qpy")
+
+
+def with_late(folder, **config):
+    """Site 1 answers round 1 in round 3; nothing else is changed."""
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.update(late=[], busy=[], entered=[])
+        for client in line["clients"]:
+            client.update(backend="exact", jobs=0, qpu_seconds=0.0, queue_seconds=0.0)
+    late = {**lines[0]["clients"].pop(1), "backend": "ibm:ibm_fez", "shots": 20480, "jobs": 3}
+    del lines[1]["clients"][1], lines[2]["clients"][1]
+    late.update(qpu_seconds=12.5, queue_seconds=5400.0, of_round=1, lag=2)
+    lines[2].update(late=[late], entered=[{"site": "site-0001", "of_round": 1, "factor": 0.25}])
+    for line in lines[1:3]:
+        line["busy"] = ["site-0001"]
+        line["plan"]["sites"].remove("site-0001")
+    if config.get("late") == "dropped":
+        lines[2]["entered"] = []
+        edit(folder / "config.json", lambda about: about["config"].update({"server.late": "dropped"}))
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("late", "became"),
+    [("weighted", "in the average of round 3, \N{MULTIPLICATION SIGN} 0.25"), ("dropped", "dropped")],
+)
+def test_late_and_busy_sites_and_what_hardware_cost(late, became, run_folder, tmp_path):
+    text = " ".join(parse(write_report(with_late(run_folder(tmp_path / "run", rounds=4), late=late))).text)
+    assert "13 of 14 replies asked for were accepted in time, 1 late" in text
+    assert became in text
+    assert "Busy sites" in text
+    assert "rounds 2-3" in text
+    assert "1 + 1 late" in text
+    assert "3/3 + 1 late" in text
+    for part in ("ibm:ibm_fez", "20,480 shots", "3 jobs on IBM Quantum", "12.5 s", "90.0 min"):
+        assert part in text
+
+
+def test_scoring_after_the_last_round_is_in_the_sums_of_its_site(run_folder, tmp_path):
+    folder = with_late(run_folder(tmp_path / "run", rounds=4))
+    scoring = {"site": "site-0001", "backend": "ibm:ibm_fez", "shots": 1, "jobs": 1, "qpu_seconds": 7.5}
+    server = {"site": "server", "backend": "aer", "shots": 777, "jobs": 0, "qpu_seconds": 0.0, "queue_seconds": 0.0}
+    edit(folder / "summary.json", lambda summary: summary.update(scoring=[{**scoring, "queue_seconds": 0.0}, server]))
+    text = " ".join(parse(write_report(folder)).text)
+    for part in ("21,258 shots", "20,481", "4 jobs on IBM Quantum", "20.0 s", "server", "777"):
+        assert part in text
+
+
+def test_an_exact_run_with_nobody_late_says_nothing_of_jobs(run_folder, tmp_path):
+    text = " ".join(parse(write_report(run_folder(tmp_path / "run"))).text)
+    assert "Queue time" not in text
+    assert "Busy sites" not in text
+
+
+def test_a_wait_in_vain_is_not_called_below_quorum(run_folder, tmp_path):
+    folder = run_folder(tmp_path / "run", rounds=2)
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    lines[1].update(aggregated=False, busy=["site-0001"], late=[], entered=[], clients=[], validation=None)
+    lines[1]["plan"]["sites"] = []
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = " ".join(parse(write_report(folder)).text)
+    assert "No site was free" in text
+    assert "Below quorum" not in text
