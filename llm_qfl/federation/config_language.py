@@ -44,6 +44,18 @@ class LanguageConfig(Section):
     sites, every layer tuned), `fedlora-tail` (whole model, the last layers tuned), `local` (nothing is averaged)."""
     preset: Literal["none", "released", "paper"] = "none"
     """Keys of the published code or of the paper; a key that it fixes must be left at its default or agree."""
+    task: Literal["classification", "generation"] = "classification"
+    """What is learned: the label word after a row's text, or a row's text after its label word."""
+    prompt: str = "auto"
+    """Template of the prompt with `{row}` where the row goes; `auto` fits the kind of rows."""
+    label_words: str = "classes"
+    """Answers of the classes, comma separated in their order; `classes` takes the labels, `letters` A, B, C."""
+    max_tokens: Annotated[int, Field(ge=8)] = 100
+    """Most tokens of a row, answer included."""
+    public: str = "embedded"
+    """Public text for alignment and for the prior of the label words; never the task's rows."""
+    public_rows: PositiveInt = 256
+    """How much of it."""
     adapter_layers: PositiveInt = 4
     """Layers that the sites tune (a)."""
     placement: Literal["tail", "ends"] = "tail"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -48,6 +49,11 @@ class Manifest:
     base_digest: str
     lora: dict[str, LoraSpec]
     files: dict[str, tuple[int, str]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(size for size, _ in self.files.values())
 
     def text(self) -> str:
         """The file's text; its SHA-256 is the model's name."""
@@ -143,6 +149,7 @@ def export_compressed(
         raise LanguageError(f"split plan: made for {plan.n} layers, the model has {len(stack)}")
     tensors = {name: t.to(dtype).contiguous() for name, t in pruned_tensors(stack, plan).items()}
     config = pruned_config(stack, plan)
+    config.dtype = dtype
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     digest = ""
 
@@ -160,7 +167,7 @@ def export_compressed(
         digest = hashlib.sha256(text.encode()).hexdigest()
         size = sum(path.stat().st_size for path in folder.iterdir())
 
-    part = parent / "compressed"
+    part = parent / f".compressed-{os.getpid()}"
     write_folder(part, write, size=size, what="the compressed model")
     target = parent / digest
     if target.exists():  # the same bytes: a former run's, perhaps in use
@@ -198,7 +205,6 @@ def pruned_config(stack: Stack, plan: SplitPlan) -> Any:  # noqa: ANN401 - a tra
     if kinds:
         data["layer_types"] = [kinds[i] for i in plan.held]
     data["_name_or_path"] = ""
-    data["dtype"] = None
     data["architectures"] = [type(stack.model).__name__]
     return type(stack.config).from_dict(data)
 

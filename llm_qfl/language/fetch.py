@@ -46,7 +46,7 @@ def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
         check_files(folder, manifest)
         (folder / MANIFEST).write_bytes(text)
 
-    write_folder(target, write, size=sum(s for s, _ in manifest.files.values()), what="the compressed model")
+    write_folder(target, write, size=manifest.size, what="the compressed model")
     return target
 
 

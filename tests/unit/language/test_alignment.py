@@ -256,3 +256,32 @@ def test_no_public_rows(make_server) -> None:
     teacher = Teacher(server.route("adap-fu"), TokenRows.of([]))
     with pytest.raises(LanguageError, match="expected public rows"):
         align(server.route("adap-emu"), server.emulator, teacher, SETTINGS, seed=0)
+
+
+def test_presets(make_server, make_rows, shake) -> None:
+    """`released` runs the teacher on every padded batch and never sees the adapter; `paper` does."""
+    public = make_rows(0, 8)
+    released = make_server(preset="released", emulator_rank=8)
+    report = released.align(public, 0, steps=2)
+    assert (report.teacher_rows, report.kl_losses) == (0, [])
+    paper = make_server(preset="paper")
+    report = paper.align(public, 0, steps=2)
+    assert report.teacher_rows == 8
+    assert len(report.kl_losses) == 2
+
+
+def test_released_form_is_the_published_formula_on_the_padded_batch(make_server, make_rows) -> None:
+    server = make_server(preset="released", emulator_rank=8)
+    rows = make_rows(0, 4)
+    report = server.align(rows, 0, steps=1)
+    from llm_qfl.federation.seeding import seed_of
+    from llm_qfl.language.batches import draw_batches
+
+    fresh = make_server(preset="released", emulator_rank=8)
+    seed = seed_of(7, "server", 0, "language-align")
+    (chosen,) = draw_batches(4, 4, 1, np.random.Generator(np.random.PCG64(seed)))
+    ids = collate(rows, chosen).ids
+    teacher = fresh.route("adap-fu").boundary(ids)
+    student = fresh.route("adap-emu").boundary(ids)
+    expected = (((teacher - student) / teacher.pow(2).mean().sqrt()) ** 2).mean()
+    assert report.boundary_losses == [pytest.approx(expected.item(), rel=1e-5)]

@@ -168,3 +168,46 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path) -> None:
     with pytest.raises(LanguageError, match=r"cannot write it to .*No space left"):
         write_folder(tmp_path / "out", fail, size=1, what="it")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hub(tmp_path, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def there(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(saved(tmp_path / "hub"))
+
+    def offline(name: str, allow_patterns: list[str]) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", there)
+    assert len(load_base("owner/name", tmp_path).model.model.layers) == 3
+    assert asked[0][0] == "owner/name"
+    assert not any("bin" in pattern or "py" in pattern for pattern in asked[0][1])  # nothing that can run
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(LanguageError, match="cannot get 'owner/name' from the hub"):
+        load_base("owner/name", tmp_path)
+
+
+def test_head_of_its_own_is_shipped(tmp_path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llm_qfl.language.compress import load_compressed
+
+    shape = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 6}
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, **ends, num_attention_heads=2, tie_word_embeddings=False)
+    stack = Stack(LlamaForCausalLM(config))
+    plan, spec = SplitPlan(6, 2, 0.5), {"adapter": LoraSpec(2, 4.0)}
+    out = export_compressed(stack, byte_tokenizer(), plan, ("x", "y"), spec, tmp_path)
+    loaded = load_compressed(out.folder, out.sha256).stack
+    assert torch.equal(loaded.model.lm_head.weight, stack.model.lm_head.weight)
+    assert loaded.model.lm_head.weight is not loaded.core.embed_tokens.weight
+    assert out.parameters == sum(p.numel() for p in loaded.model.parameters())
+    half = export_compressed(stack, byte_tokenizer(), plan, ("x", "y"), spec, tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in load_compressed(half.folder, half.sha256).stack.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}

@@ -1,0 +1,63 @@
+"""Has this machine room for a site's language model? Asked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_qfl.federation.config_language import LanguageConfig
+from llm_qfl.language.compress import Manifest
+
+# Measured on SmolLM2-135M (16 rows of 98 tokens, last 4 layers, all linear modules, float32): about 500 MB of
+# activations for 3.6 million hidden numbers, and 400 MB for Python with torch and transformers.
+BYTES_PER_NUMBER = 160
+PROCESS = 400 << 20
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def client_memory(manifest: Manifest, model_config: Any, config: LanguageConfig) -> int:  # noqa: ANN401
+    """About how many bytes of memory a site's local round takes at most, boundary states apart (they can lie on disk).
+
+    Args:
+        manifest: of the compressed model.
+        model_config: its transformers config.
+        config: the section `language`.
+    """
+    rows = config.micro_batch or config.batch_size
+    tokens = rows * config.max_tokens
+    activations = BYTES_PER_NUMBER * tokens * manifest.plan.a * int(model_config.hidden_size)
+    answers = tokens if config.task == "generation" else rows
+    logits = 4 * 4 * answers * int(model_config.vocab_size)  # logits, their softmax, its gradient, a copy
+    weights = manifest.size * (2 if _stored_bytes(model_config) == 2 and config.dtype != "bfloat16" else 1)
+    return PROCESS + weights + activations + logits
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still take: of the machine, or of its container where that is less; None: unknown."""
+    found = []
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no Linux, or no second version of control groups: what was found counts
+    return max(min(found), 0) if found else None
+
+
+def room_problem(manifest: Manifest, model_config: Any, config: LanguageConfig) -> str | None:  # noqa: ANN401
+    """Why the model does not fit here, or None where it does (or nothing is known)."""
+    free, need = available_memory(), client_memory(manifest, model_config, config)
+    if free is None or need <= free:
+        return None
+    return (
+        f"the language model needs about {need / 1e6:.0f} MB of memory, this machine has {free / 1e6:.0f} MB free; "
+        "lower language.batch-size or micro-batch, or take part without it"
+    )
+
+
+def _stored_bytes(model_config: Any) -> int:  # noqa: ANN401
+    return 2 if str(getattr(model_config, "dtype", None)).endswith("16") else 4
