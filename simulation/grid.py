@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -61,8 +61,8 @@ class InMemoryGrid(Grid):
         }
         self._replies: dict[str, Delayed] = {}
         self._gone: set[int] = set()
-        self.pushed: list[Message] = []
-        """Every message that was pushed, in order."""
+        self.pushed: list[Metadata] = []
+        """Of every message that was pushed, in order."""
 
     def leave(self, node: int) -> None:
         """The node dies: it is no longer listed, and what it has not answered is answered by Flower's error."""
@@ -104,7 +104,7 @@ class InMemoryGrid(Grid):
             name = f"message-{self._count}"
             message.metadata.__dict__["_message_id"] = name
             ids.append(name)
-            self.pushed.append(message)
+            self.pushed.append(message.metadata)
             reply = self._answer(message)
             if reply is not None:
                 self._replies[name] = reply if isinstance(reply, Delayed) else Delayed(reply)
