@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ibm_service.loopback import Fault, LoopbackService
@@ -272,6 +275,16 @@ def test_least_busy_and_the_longest_execution_time_reach_the_service(loopback, r
     (job,) = loopback.jobs.values()
     assert job.cost == 77
     assert job.tags == [entry_of(one).tag]
+
+
+def test_a_job_is_stopped_when_the_sites_limit_is_reached(loopback, runner):
+    """The estimate may be wrong: what is left of the smaller budget goes along, and the service stops the job."""
+    one = runner(budgets=Budgets(run=500.0, site=60.2))
+    one.expectations(STEP, small_work())
+    one.expectations(replace(STEP, name="second"), small_work())
+    first, second = loopback.jobs.values()
+    assert first.cost == 61  # 60.2 rounded up
+    assert second.cost == math.ceil(60.2 - one.ledger.entries()[0].seconds) < 61
 
 
 def test_preflight_tells_and_spends_nothing(loopback, runner):

@@ -51,6 +51,19 @@ class Budgets:
                 )
 
 
+    def left(self, ledger: Ledger, run: str, estimate: float) -> float | None:
+        """QPU seconds that one job may take before a limit is passed, or None without a limit.
+
+        Args:
+            ledger: of the site; the job's own estimate is among what it says is spent or under way.
+            run: that the job belongs to.
+            estimate: the job's own.
+        """
+        limits = [] if self.site is None else [self.site - ledger.spent()]
+        limits += [] if self.run is None else [self.run - ledger.spent(run)]
+        return min(limits) + estimate if limits else None
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one job may hold (IBM's guide "Job limits"); the device's own limit of shots comes from its configuration.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from qiskit.quantum_info import SparsePauliOp
@@ -14,6 +15,8 @@ from llm_qfl.quantum.sampled.counts import bases
 
 ZNE_FACTORS = 3
 """Noise factors of the client's zero-noise extrapolation, resilience level 2."""
+LONGEST_JOB = 3 * 3600
+"""QPU seconds after which the service stops any job (IBM's guide "Maximum execution time")."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,13 @@ class IbmOptions:
     def digest(self) -> str:
         """What of the options changes the numbers."""
         return digest(asdict(self) | {"mode": None})
+
+    def within(self, seconds: float | None) -> IbmOptions:
+        """With jobs that the service stops after so many QPU seconds, rounded up to a whole one."""
+        if seconds is None:
+            return self
+        most = max(1, math.ceil(seconds))
+        return replace(self, max_execution_time=min(most, self.max_execution_time or most, LONGEST_JOB))
 
     def estimator(self, mode: Any, tag: str | None, seed: int | None = None) -> Any:  # noqa: ANN401
         """The client-side estimator.

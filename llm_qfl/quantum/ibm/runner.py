@@ -244,7 +244,8 @@ class IbmRunner:
         device = self._chosen(entry.device or self._device, work.circuit.num_qubits)
         pub = work.pub(self._isa(work, device))
         try:
-            estimator = self._options.estimator(self._modes.of(device, self.connect()), tag)
+            left = self._budgets.left(self.ledger, entry.intent.run, entry.estimate)
+            estimator = self._options.within(left).estimator(self._modes.of(device, self.connect()), tag)
             return submit_once(device, lambda: estimator.run([pub]))
         except SessionClosedError:
             self._modes.forget(device)

@@ -75,7 +75,7 @@ def test_many_rows_of_many_outputs_take_a_sweep_more_and_give_the_same():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(BackendError, match="expected exact, aer, .* got 'abacus'"):
+    with pytest.raises(BackendError, match=r"expected exact, aer, .* got 'abacus'"):
         make_backend(QuantumConfig(backend="abacus"), build_circuit(QuantumConfig(), 2))
 
 
