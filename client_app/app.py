@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -38,7 +40,8 @@ def train(message: Message, context: Context) -> Message:
     work = prepare(message, context)
     if work.task.plan is None:
         raise RecordError("plan: expected a ConfigRecord in a train task, got none")
-    report = local_round(work.task.state, work.task.plan, work.partition, work.qnn, work.baselines, work.config)
+    with closing(work.qnn) as qnn:
+        report = local_round(work.task.state, work.task.plan, work.partition, qnn, work.baselines, work.config)
     return Message(encode_report(report, work.qnn.model.parameter_names, work.fingerprint), reply_to=message)
 
 
@@ -50,5 +53,6 @@ def evaluate(message: Message, context: Context) -> Message:
     from client_app.work import prepare
 
     work = prepare(message, context)
-    evaluation = local_evaluation(work.task.state, work.partition, work.qnn, work.baselines)
+    with closing(work.qnn) as qnn:
+        evaluation = local_evaluation(work.task.state, work.partition, qnn, work.baselines)
     return Message(encode_evaluation(evaluation), reply_to=message)

@@ -35,6 +35,11 @@ class SiteQNN:
         """One model for both, in no run's scope."""
         return cls(model, model)
 
+    def close(self) -> None:
+        """The task is done."""
+        for model in (self.model, self.scorer):
+            model.close()
+
     def scores(self, theta: Array, rows: Rows, purpose: str) -> tuple[Scores, Spent]:
         """Sums over rows, and what their circuits cost beside the count of circuits."""
         scorer = self.scorer.at(replace(self.scope, purpose=purpose))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
@@ -39,7 +40,8 @@ class Scorer:
     def scores(self, state: GlobalState) -> tuple[Scores, dict[str, Scores]]:
         """Sums for the QNN and each baseline."""
         model = self.model.at(replace(self.scope, server_round=state.server_round))
-        qnn = model.scores(state.theta, self.rows)
+        with closing(model):
+            qnn = model.scores(state.theta, self.rows)
         self.meter.spent = self.meter.spent + model.spent
         return qnn, {n: b.scores(state.baselines[n], self.rows) for n, b in self.baselines.items()}
 

@@ -46,6 +46,9 @@ class Backend(Protocol):
         Sweeps, forward and adjoint, of the exact engine; circuits of the shift rule.
         """
 
+    def close(self) -> None:
+        """The task is done: what is open at a service is closed, so that it costs nothing more."""
+
 
 _AMPLITUDES_APART = 2**13
 """Rows times amplitudes from which a second forward sweep costs less than a bra for each output."""
@@ -98,6 +101,9 @@ class ExactBackend:
     def gradient_sweeps(self, rows: int) -> int:
         """See Backend."""
         return 3 if self._apart(rows) else 2
+
+    def close(self) -> None:
+        """See Backend. Nothing is open."""
 
     def _apart(self, rows: int) -> bool:
         return self._outputs > 2 and rows * self._amplitudes >= _AMPLITUDES_APART

@@ -72,6 +72,10 @@ class QNNModel:
         """Shots, jobs, QPU and queue seconds of this model's circuits in its scope."""
         return self._backend.meter.spent
 
+    def close(self) -> None:
+        """The task is done: what its backend has open at a service is closed."""
+        self._backend.close()
+
     def initial_theta(self, rng: np.random.Generator) -> Array:
         """A first vector: small angles; an input scale, where there is one, keeps +-pi far from a turn."""
         circuit = rng.normal(scale=0.1, size=self._split)

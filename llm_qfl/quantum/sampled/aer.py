@@ -99,6 +99,9 @@ class AerRunner:
         executions = len(points) * self.circuits_per_point * scope.shots
         return Drawn(values, Spent(shots=executions + calibrated))
 
+    def close(self) -> None:
+        """See PointRunner. Nothing is open."""
+
     def _prepare(self, basis: Basis) -> _Measured:
         logical = basis.measured(self._angles.circuit)
         target, key, level = _target(self._device)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.types import Array, Spent
 from llm_qfl.quantum.circuits import ModelCircuit
 from llm_qfl.quantum.ibm.budget import Budgets
+from llm_qfl.quantum.ibm.errors import IbmError
 from llm_qfl.quantum.ibm.options import IbmOptions
 from llm_qfl.quantum.ibm.runner import Step, Work, make_runner
 from llm_qfl.quantum.ibm.submission import Patience
@@ -15,6 +17,7 @@ from llm_qfl.quantum.sampled.angles import AngleCircuit
 from llm_qfl.quantum.sampled.shift import Drawn
 from llm_qfl.quantum.scope import Place, Scope
 
+_LOG = logging.getLogger(__name__)
 RESILIENCE = {"none": 0, "readout": 1, "zne": 2}
 
 
@@ -48,6 +51,14 @@ class IbmPointRunner:
             queue_seconds=metrics.get("queue_seconds", 0.0),
         )
         return Drawn(outcome.values, spent)
+
+    def close(self) -> None:
+        """See PointRunner. A batch or session that cannot be closed now is closed by the service when it is idle."""
+        for runner in self._runners.values():
+            try:
+                runner.close()
+            except IbmError as error:  # what the task has paid for must still be reported
+                _LOG.warning("%s: the %s was not closed: %s", self.name, self._config.mode, error)
 
     def work(self, points: Array) -> Work:
         """The circuit at these points (M, A)."""

@@ -35,6 +35,9 @@ class PointRunner(Protocol):
             call: number of this call within the scope.
         """
 
+    def close(self) -> None:
+        """Close what is open at a service."""
+
 
 class ShiftBackend:
     """A Backend over a PointRunner.
@@ -81,6 +84,10 @@ class ShiftBackend:
     def gradient_sweeps(self, rows: int) -> int:
         """See Backend: points of a row in a gradient's PUB."""
         return 2 * len(self._angles.trained) + 1
+
+    def close(self) -> None:
+        """See Backend."""
+        self._runner.close()
 
     def _draw(self, points: Array) -> Array:
         drawn = self._runner.draw(points, self._scope, self.meter.calls)
