@@ -3,6 +3,8 @@
 #   make run                                          four sites, a quantum neural network, a report
 #   make run SITES=8 CONFIG='data.source="digits" server.rounds=10'
 #   make test                                         lint, types, tests
+#   make bench                                        speed beside other libraries
+#   make drills                                       processes and nodes killed at random moments
 #
 PYTHON ?= python3
 # PyTorch is needed by the tests only, and its default Linux build brings gigabytes of CUDA: the CPU build is taken from
@@ -19,13 +21,13 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench deploy-check clean
+.PHONY: help run test lint bench drills deploy-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 run:
-	$(INSTALL) server
+	$(INSTALL) server aer
 	@$(BIN)/python -m llm_qfl.cli.launch --sites "$$SITES" --config "$$CONFIG"
 
 lint:
@@ -39,8 +41,16 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench:
-	$(INSTALL) server bench
+	$(INSTALL) server bench aer
 	@$(BIN)/python -m benchmarks.engine
+	@$(BIN)/python -m benchmarks.devices
+
+# A client of IBM Quantum killed at random moments, against a service of its own on loopback: 97 processes, then 3 nodes.
+KILLS ?= 97
+drills:
+	$(INSTALL) server dev
+	$(BIN)/python tests/drills/kill_ibm.py --kills $(KILLS)
+	$(BIN)/python -m pytest -q -m "slow or e2e" tests/drills/test_kill_flower.py
 
 deploy-check:
 	$(INSTALL) server
