@@ -71,7 +71,7 @@ def census(config: RunConfig, settings: NodeSettings, site: str) -> Census:
     rows = site_rows(config, settings, site)
     pool, train = rows.pool, rows.parts["train"]
     x, y = pool.x[train], pool.y[train]
-    data = config.data
+    data, quantum = config.data, config.quantum.at_site(settings.backend)
     sums = local_sums(x, y, classes=pool.class_names, reduction=data.reduction, min_rows=data.min_rows)
     return Census(
         site=site,
@@ -82,6 +82,8 @@ def census(config: RunConfig, settings: NodeSettings, site: str) -> Census:
         rows={name: len(indices) for name, indices in rows.parts.items()},
         class_counts=np.bincount(y, minlength=len(pool.class_names)),
         sums=None if sums is None else sums.to_arrays(),
+        backend=quantum.backend,
+        scoring_backend=quantum.scoring.backend,
     )
 
 

@@ -18,7 +18,7 @@ from flwr.supercore.run import Run
 
 from llm_qfl.federation.errors import FederationError
 
-NO_REPLY = 1000  # our own code, outside Flower's 0 to 8
+NO_REPLY, NOT_TAKEN = 1000, 999  # our own codes, outside Flower's 0 to 8
 FIRST_POLL, LAST_POLL, LONG_POLL = 0.02, 0.25, 5.0  # seconds; a pull is a request to the SuperLink
 
 
@@ -97,6 +97,17 @@ class BoundedGrid(Grid):
             pause = min(2 * pause, LAST_POLL)
         return nodes
 
+    def now(self) -> float:
+        """Seconds on this grid's clock."""
+        return self._clock()
+
+    def wait_until_there(self, nodes: Iterable[int], seconds: float) -> None:
+        """Return once these nodes are connected, or after so many seconds."""
+        end, pause, wanted = self._clock() + seconds, FIRST_POLL, set(nodes)
+        while not wanted <= set(self.get_node_ids()) and (left := end - self._clock()) > 0:
+            self._sleep(min(pause, left))
+            pause = min(2 * pause, LAST_POLL)
+
     @property
     def busy(self) -> frozenset[int]:
         """Nodes that have a message of an earlier exchange, still valid, to answer."""
@@ -146,7 +157,7 @@ class BoundedGrid(Grid):
             if key:
                 sent[key] = _Asked(node, now + ttl, ttl)
             else:
-                self.failed[node] = Error(NO_REPLY, "the SuperLink did not take the message")
+                self.failed[node] = Error(NOT_TAKEN, "the SuperLink did not take the message")
         return sent
 
     def _pull(self) -> list[Message]:

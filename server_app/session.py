@@ -25,7 +25,8 @@ from server_app.census import Roll, make_setup, take_census
 from server_app.evaluation import Scorer, pool
 from server_app.grid import BoundedGrid
 from server_app.rows import server_rows
-from server_app.strategy import Close, QNNStrategy, Terms
+from server_app.strategy import Close, QNNStrategy
+from server_app.terms import Terms
 
 
 class Book(Protocol):
@@ -168,9 +169,9 @@ def make_strategy(opened: Opened, close: Close, scope: Scope | None = None) -> Q
     config, scope = opened.config, scope or Scope()
     scorer = _scorer(opened, "validation", scope)
     budget = round_budget(opened.model, config.training)
-    terms = Terms(
-        config, opened.roll.nodes, opened.setup, opened.fingerprint, opened.model.parameter_names, budget, scope.run
-    )
+    paying = frozenset(site for site, census in opened.roll.answers.items() if census.pays)
+    names = opened.model.parameter_names
+    terms = Terms(config, opened.roll.nodes, opened.setup, opened.fingerprint, names, budget, scope.run, paying)
     return QNNStrategy(terms, scorer, close)
 
 

@@ -13,6 +13,7 @@ from llm_qfl.federation.records.fields import (
     SCHEMA,
     array_record,
     read_array,
+    read_backend,
     read_counts,
     read_int,
     read_meta,
@@ -39,6 +40,15 @@ class Census:
     class_counts: Labels
     """Training rows by class, in the order of `class_names`."""
     sums: Mapping[str, Array] | None
+    backend: str = "exact"
+    """Where this site's circuits run when it trains."""
+    scoring_backend: str = "exact"
+    """Where they run when it scores validation and test rows."""
+
+    @property
+    def pays(self) -> bool:
+        """May a task cost this site QPU seconds on IBM Quantum?"""
+        return self.backend.startswith("ibm:") or self.scoring_backend.startswith("ibm:")
 
 
 def encode_query(site: str, fingerprint: Mapping[str, str]) -> RecordDict:
@@ -71,6 +81,8 @@ def encode_census(census: Census) -> RecordDict:
             "encoding": census.encoding,
             "columns": list(census.columns),
             "classes": list(census.class_names),
+            "backend": census.backend,
+            "scoring-backend": census.scoring_backend,
         }
     )
     counts = MetricRecord({part: int(census.rows[part]) for part in PARTS})
@@ -102,4 +114,15 @@ def decode_census(content: RecordDict) -> Census:
     if not isinstance(own_data, bool):
         raise RecordError(f"own-data: expected true or false, got {own_data!r}")
     columns, encoding = read_strings_list(meta, "columns"), read_string(meta, "encoding")
-    return Census(read_string(meta, "site"), own_data, encoding, columns, names, rows, by_class, sums)
+    return Census(
+        site=read_string(meta, "site"),
+        own_data=own_data,
+        encoding=encoding,
+        columns=columns,
+        class_names=names,
+        rows=rows,
+        class_counts=by_class,
+        sums=sums,
+        backend=read_backend(meta, "backend"),
+        scoring_backend=read_backend(meta, "scoring-backend"),
+    )

@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.types import Array, Arrays, GlobalState, Labels, Scores, Spent
 
@@ -135,6 +136,14 @@ def read_string(record: ConfigRecord, key: str) -> str:
     if not isinstance(value, str):
         raise RecordError(f"{key}: expected a string, got {type(value).__name__}")
     return value
+
+
+def read_backend(record: ConfigRecord, key: str) -> str:
+    """A backend's name."""
+    name = read_string(record, key)
+    if problem := backend_problem(name):
+        raise RecordError(f"{key}: {problem}")
+    return name
 
 
 def read_strings(content: RecordDict, name: str) -> dict[str, str]:

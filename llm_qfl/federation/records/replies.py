@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.records.fields import (
     BASELINE,
@@ -19,6 +18,7 @@ from llm_qfl.federation.records.fields import (
     content_bytes,
     kebab,
     read_arrays,
+    read_backend,
     read_float,
     read_int,
     read_meta,
@@ -114,7 +114,7 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         seconds=read_float(metrics, "seconds"),
         baselines=baselines,
         baseline_received={n: read_scores(metrics, f"{BASELINE}{n}/received", classes) for n in sent.baselines},
-        backend=_read_backend(meta),
+        backend=read_backend(meta, "backend"),
         bytes_up=content_bytes(content),
     )
 
@@ -146,15 +146,8 @@ def decode_evaluation(content: RecordDict, *, site: str, baselines: tuple[str, .
         return {part: read_scores(metrics, f"{prefix}/{part}", classes) for part in PARTS[1:]}
 
     named = {name: parts(f"{BASELINE}{name}") for name in baselines}
-    return Evaluation(site, parts("qnn"), named, read_spent(metrics), _read_backend(meta))
+    return Evaluation(site, parts("qnn"), named, read_spent(metrics), read_backend(meta, "backend"))
 
 
 def _spent_metrics(spent: Spent) -> dict[str, int | float]:
     return {kebab(name): getattr(spent, name) for name in spent.__dataclass_fields__}
-
-
-def _read_backend(meta: ConfigRecord) -> str:
-    name = read_string(meta, "backend")
-    if problem := backend_problem(name):
-        raise RecordError(f"backend: {problem}")
-    return name

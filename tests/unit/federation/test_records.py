@@ -11,6 +11,7 @@ from llm_qfl.federation.types import ClientReport, GlobalState, RoundPlan, Score
 
 NAMES = ("theta[0]", "theta[1]", "readout/scale")
 STATE = GlobalState(3, np.array([0.1, -0.2, 3.0]), NAMES, {"logistic": {"w": np.ones((2, 2)), "b": np.zeros(2)}})
+ROWS = {"train": 5, "validation": 1, "test": 0}
 SCORES = Scores(1.25, np.array([2, 1]), np.array([1, 1]))
 
 
@@ -70,8 +71,11 @@ def test_census_and_evaluation_survive_the_wire():
         {"train": 5, "validation": 1, "test": 0},
         np.array([3, 2]),
         {"count": np.array([5.0])},
+        "exact",
+        "ibm:least-busy",
     )
     back = records.decode_census(records.encode_census(census))
+    assert (back.backend, back.scoring_backend, back.pays) == ("exact", "ibm:least-busy", True)
     assert (back.site, back.own_data, back.columns, back.class_names) == ("a", True, ("x", "y"), ("0", "1"))
     assert back.rows == census.rows
     np.testing.assert_array_equal(back.sums["count"], [5.0])
@@ -79,6 +83,22 @@ def test_census_and_evaluation_survive_the_wire():
     evaluation = records.Evaluation("a", scores, {"mlp": scores})
     seen = records.decode_evaluation(records.encode_evaluation(evaluation), site="a", baselines=("mlp",), classes=2)
     assert seen.baselines["mlp"]["test"].loss_sum == 1.25
+
+
+@pytest.mark.parametrize(("backend", "pays"), [("exact", False), ("aer", False), ("ibm-local:FakeManilaV2", False),
+                                               ("ibm:least-busy", True)])  # fmt: skip
+def test_who_may_pay_for_a_task(backend, pays):
+    census = records.Census("a", True, "columns", ("x",), ("0",), ROWS, np.array([1]), None, backend)
+    assert records.decode_census(records.encode_census(census)).pays is pays
+
+
+@pytest.mark.parametrize("key", ["backend", "scoring-backend"])
+def test_a_census_with_an_unknown_backend_is_refused(key):
+    census = records.Census("a", True, "columns", ("x",), ("0",), ROWS, np.array([1]), None)
+    content = records.encode_census(census)
+    content["meta"][key] = "quantum-leap"
+    with pytest.raises(RecordError, match=f"{key}: expected exact, aer"):
+        records.decode_census(content)
 
 
 def _with(record, key, value):

@@ -5,8 +5,8 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 
 from llm_qfl.federation.records import encode_report
-from llm_qfl.federation.types import ClientReport, GlobalState, Scores, Spent
-from server_app.outstanding import Outstanding
+from llm_qfl.federation.types import ClientReport, GlobalState, RoundPlan, Scores, Spent
+from server_app.outstanding import RESENDS, Given, Outstanding
 
 NAMES = ("a", "b")
 SITES = {11: "north", 12: "south", 13: "west"}
@@ -14,6 +14,10 @@ SITES = {11: "north", 12: "south", 13: "west"}
 
 def state(number, *theta):
     return GlobalState(number, np.array(theta, float), NAMES)
+
+
+def _given(s, until=1e9):
+    return Given(s, RoundPlan(s.server_round, (), 1, 0.1), until)
 
 
 def answer(node, number, theta=(1.0, 2.0), site=None):
@@ -29,8 +33,8 @@ def answer(node, number, theta=(1.0, 2.0), site=None):
 @pytest.fixture
 def open_tasks():
     tasks = Outstanding(SITES, 2, 0.5)
-    tasks.give("south", state(1, 0, 0))
-    tasks.give("north", state(3, 1, 1))
+    tasks.give("south", _given(state(1, 0, 0)))
+    tasks.give("north", _given(state(3, 1, 1)))
     return tasks
 
 
@@ -89,3 +93,34 @@ def test_strangers_and_errors_leave_the_task_open(open_tasks):
     open_tasks.close("south")
     open_tasks.close("south")
     assert open_tasks.busy == {"north": 3}
+
+
+def test_a_lost_task_is_kept_as_it_was_and_sent_again_three_times_at_most(open_tasks):
+    for sending in range(2, 2 + RESENDS):
+        assert open_tasks.lose("south", now=5.0) is None
+        assert open_tasks.busy == {"north": 3}
+        assert [(site, task.server_round) for site, task in open_tasks.lost.items()] == [("south", 1)]
+        again = open_tasks.again("south")
+        assert (again.sendings, again.lost) == (sending, False)
+        np.testing.assert_array_equal(again.state.theta, [0, 0])
+        assert open_tasks.busy == {"north": 3, "south": 1}
+        assert not open_tasks.lost
+    assert open_tasks.lose("south", now=5.0) == "given up after 4 sendings"
+    assert open_tasks.busy == {"north": 3}
+    assert not open_tasks.lost
+
+
+def test_a_lost_task_is_given_up_when_the_patience_of_its_first_sending_is_over(open_tasks):
+    open_tasks.give("south", _given(state(1, 0, 0), until=100.0))
+    assert open_tasks.lose("south", now=99.0) is None
+    assert open_tasks.again("south").until == 100.0
+    assert open_tasks.lose("south", now=100.0) == "given up: server.patience is over"
+    assert open_tasks.busy == {"north": 3}
+
+
+def test_the_answer_to_a_task_sent_again_is_read_against_its_own_round(open_tasks):
+    open_tasks.lose("south", now=0.0)
+    open_tasks.again("south")
+    accepted = open_tasks.accept([answer(12, 1)], 4, hold=True)
+    assert [(r.site, r.server_round) for r in accepted.late] == [("south", 1)]
+    assert [late.factor for late in open_tasks.due(4)] == [0.125]

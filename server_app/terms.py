@@ -1,0 +1,34 @@
+"""What a strategy is told once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.setup import Setup
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What stays the same for a whole run.
+
+    Attributes:
+        config: the run config.
+        roster: site -> node id, from the census.
+        setup: classes, encoding, feature map.
+        fingerprint: this side's, with circuit and setup.
+        parameter_names: names of theta's entries.
+        budget: objective evaluations of a site's optimizer in a round.
+        run: the run's id; jobs of a site belong to it.
+        paying: sites whose tasks may cost QPU seconds, from the census.
+    """
+
+    config: RunConfig
+    roster: Mapping[str, int]
+    setup: Setup
+    fingerprint: Mapping[str, str]
+    parameter_names: tuple[str, ...]
+    budget: int
+    run: str = "local"
+    paying: frozenset[str] = frozenset()
