@@ -41,8 +41,9 @@ def backends(run: Run, most: int) -> Markup | None:
         words.append(f"{duration(_total(sums, 'qpu_seconds'))} on QPUs")
         words.append(f"{duration(_total(sums, 'queue_seconds'))} in queues")
     heads = ["Site", "Backend", "Shots", "Jobs", "QPU time", "Queue time"]
-    caption = "Where circuits ran; late replies included, and scoring outside the rounds' replies"
-    return tag("div", tag("p", ", ".join(words) + "."), table(heads, rows, numbers_from=2, caption=caption))
+    caption = "Late replies included, and scoring outside the rounds' replies; queue times are added up"
+    listing = table(heads, rows, numbers_from=2, caption=caption)
+    return tag("div", tag("h3", "Where circuits ran"), tag("p", ", ".join(words) + "."), listing, class_="backends")
 
 
 def _work(run: Run) -> Iterator[Json]:

@@ -108,8 +108,11 @@ def costs(run: Run) -> Markup:
         ("Sent up", size(summary.get("bytes_up")), "sites to server"),
         ("Sent down", size(summary.get("bytes_down")), "server to sites"),
         ("Shots", count(summary.get("shots")), "0 means exact expectation values"),
-        ("Wall time", duration(summary.get("seconds")), "census to test"),
     ]
+    if jobs := int(summary.get("jobs") or 0):
+        queues = duration(summary.get("queue_seconds"))
+        figures.append(("QPU time", duration(summary.get("qpu_seconds")), f"{plural(jobs, 'job')}, {queues} in queues"))
+    figures.append(("Wall time", duration(summary.get("seconds")), "census to test"))
     cells = [tag("div", tag("dt", name), tag("dd", value), tag("p", note)) for name, value, note in figures]
     return tag("section", tag("h2", "What it cost"), tag("dl", *cells, class_="figures"), id="cost")
 

@@ -21,6 +21,7 @@ h1{font:600 clamp(2rem,5vw,3.1rem)/1.08 "Iowan Old Style","Palatino Linotype",Pa
   margin:.1em 0 .25em;letter-spacing:-.01em;overflow-wrap:anywhere}
 h2{font:600 1.55rem/1.2 "Iowan Old Style","Palatino Linotype",Palatino,Georgia,"DejaVu Serif",serif;margin:0 0 .45em}
 h3{font-size:1rem;font-weight:600;margin:0}
+.backends{margin-top:1.8em}
 p{margin:0 0 .8em}
 .kicker{color:var(--soft);margin:0;font-size:.95rem}
 .facts{color:var(--soft);margin:0}
