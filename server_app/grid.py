@@ -101,12 +101,26 @@ class BoundedGrid(Grid):
         """Seconds on this grid's clock."""
         return self._clock()
 
-    def wait_until_there(self, nodes: Iterable[int], seconds: float) -> None:
-        """Return once these nodes are connected, or after so many seconds."""
-        end, pause, wanted = self._clock() + seconds, FIRST_POLL, set(nodes)
-        while not wanted <= set(self.get_node_ids()) and (left := end - self._clock()) > 0:
+    def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Return once it is so, or after so many seconds."""
+        end, pause = self._clock() + seconds, FIRST_POLL
+        while not ready() and (left := end - self._clock()) > 0:
             self._sleep(min(pause, left))
             pause = min(2 * pause, LAST_POLL)
+
+    def ask(self, messages: Iterable[Message], seconds: float) -> list[Message]:
+        """Answers that come within so many seconds, errors left out; what else is unanswered is not touched."""
+        open_ = {key for key in self._inner.push_messages(messages) if key}
+        replies: list[Message] = []
+
+        def answered() -> bool:
+            for reply in self._inner.pull_messages(list(open_)):
+                open_.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+            return not open_
+
+        self.wait_until(answered, seconds)
+        return [reply for reply in replies if not reply.has_error()]
 
     @property
     def busy(self) -> frozenset[int]:

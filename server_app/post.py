@@ -6,6 +6,7 @@ from flwr.app import Message
 
 from llm_qfl.federation.records import Task, content_bytes, encode_task
 from llm_qfl.federation.types import GlobalState, RoundPlan
+from server_app.roster import Roster
 from server_app.terms import Terms
 
 
@@ -14,10 +15,10 @@ class Post:
 
     Args:
         terms: of the run.
-        roster: site -> node id, as it stands.
+        roster: which node is which site now.
     """
 
-    def __init__(self, terms: Terms, roster: dict[str, int]) -> None:
+    def __init__(self, terms: Terms, roster: Roster) -> None:
         self._terms, self._roster = terms, roster
         self._setup_json, self._setup_digest = terms.setup.to_json(), terms.setup.digest()
         self.has_setup: set[str] = set()
@@ -32,4 +33,4 @@ class Post:
         content = encode_task(task)
         self.bytes_down += content_bytes(content)
         group = str(state.server_round)
-        return Message(content, dst_node_id=self._roster[site], message_type=kind, group_id=group, ttl=ttl)
+        return Message(content, dst_node_id=self._roster.nodes[site], message_type=kind, group_id=group, ttl=ttl)

@@ -169,9 +169,8 @@ def make_strategy(opened: Opened, close: Close, scope: Scope | None = None) -> Q
     config, scope = opened.config, scope or Scope()
     scorer = _scorer(opened, "validation", scope)
     budget = round_budget(opened.model, config.training)
-    paying = frozenset(site for site, census in opened.roll.answers.items() if census.pays)
-    names = opened.model.parameter_names
-    terms = Terms(config, opened.roll.nodes, opened.setup, opened.fingerprint, names, budget, scope.run, paying)
+    names, roll = opened.model.parameter_names, opened.roll
+    terms = Terms(config, roll.nodes, opened.setup, opened.fingerprint, names, budget, scope.run, roll.answers)
     return QNNStrategy(terms, scorer, close)
 
 

@@ -35,6 +35,7 @@ from server_app.grid import NOT_TAKEN, BoundedGrid
 from server_app.outstanding import RESENDS, Given, Outstanding
 from server_app.planner import plan_round
 from server_app.post import Post
+from server_app.roster import Roster
 from server_app.terms import Terms
 
 Close = Callable[[RoundSummary, GlobalState], None]
@@ -52,10 +53,9 @@ class QNNStrategy(Strategy):
 
     def __init__(self, terms: Terms, scorer: Scorer | None, close: Close) -> None:
         self._terms, self._scorer, self._close = terms, scorer, close
-        self._roster = dict(terms.roster)
+        self._roster = Roster(terms.config, terms.roster, terms.censuses)
         self._post = Post(terms, self._roster)
-        self._sites = {node: site for site, node in terms.roster.items()}
-        self._open = Outstanding(self._sites, len(terms.setup.class_names), terms.config.server.staleness)
+        self._open = Outstanding(self._roster.sites, len(terms.setup.class_names), terms.config.server.staleness)
         self._grid: BoundedGrid | None = None
         self._sent: GlobalState | None = None
         self._plan: RoundPlan | None = None
@@ -136,7 +136,7 @@ class QNNStrategy(Strategy):
     ) -> Iterable[Message]:
         """No fresh task: a last round that only takes late replies. Sites with a lost task are waited for."""
         if self._open.lost and isinstance(grid, BoundedGrid):
-            grid.wait_until_there((self._roster[site] for site in self._open.lost), self._terms.config.server.wait)
+            grid.wait_until(lambda: set(self._open.lost) <= self._there(grid), self._terms.config.server.wait)
         self._begin(server_round, arrays, grid)
         self._plan = RoundPlan(server_round, (), 0, 0.0)
         for site, task in self._open.lost.items():
@@ -217,7 +217,7 @@ class QNNStrategy(Strategy):
         valid = frozenset[int]() if self._grid is None else self._grid.busy
         reasons: dict[str, str] = {}
         for site, number in self._open.busy.items():
-            waits = self._roster[site] in valid and site not in self._absent
+            waits = self._roster.nodes[site] in valid and site not in self._absent
             if waits and number != server_round and site not in self._again:
                 continue
             (reason,) = self._failures({site}).values()
@@ -239,21 +239,25 @@ class QNNStrategy(Strategy):
             self._give_up(site)
             return ""
         if self._grid is not None:
-            self._grid.forget([self._roster[site]])
+            self._grid.forget([self._roster.nodes[site]])
         problem = self._open.lose(site, self._now())
         return f"; {which} is sent again" if problem is None else f"; {which} {problem}"
 
     def _may_have_paid(self, site: str) -> bool:
         """Did a task end, at a site that pays for jobs, without an answer of the site's own?"""
-        if site not in self._terms.paying or self._terms.config.server.late != "weighted":
+        if not self._keeps(site):
             return False
         # A task that the SuperLink did not take the second time is still the task that was paid for the first time.
         refused = site in self._again and self._error(site, [NOT_TAKEN])
         return site in self._absent or refused or self._error(site, CLIENT_LOST)
 
+    def _keeps(self, site: str) -> bool:
+        """Are this site's lost tasks sent again?"""
+        return site in self._terms.paying and self._terms.config.server.late == "weighted"
+
     def _error(self, site: str, codes: Container[int]) -> bool:
         """Did the latest exchange bring one of these errors for a site?"""
-        error = None if self._grid is None else self._grid.failed.get(self._roster[site])
+        error = None if self._grid is None else self._grid.failed.get(self._roster.nodes[site])
         return error is not None and error.code in codes
 
     def _now(self) -> float:
@@ -262,7 +266,7 @@ class QNNStrategy(Strategy):
     def _give_up(self, site: str) -> None:
         self._open.close(site)
         if self._grid is not None:
-            self._grid.forget([self._roster[site]])
+            self._grid.forget([self._roster.nodes[site]])
 
     def _validation(
         self, new: GlobalState, reports: tuple[ClientReport, ...]
@@ -308,7 +312,7 @@ class QNNStrategy(Strategy):
         if self._sent is None or self._to_score is None:
             return None
         names, classes = tuple(self._sent.baselines), len(self._terms.setup.class_names)
-        found, failures, up = read_evaluations(replies, self._sites, names, classes)
+        found, failures, up = read_evaluations(replies, self._roster.sites, names, classes)
         missing = self._to_score - set(found) - set(failures)
         self.evaluation_failures |= failures | self._failures(missing)
         self._to_score = frozenset(
@@ -327,15 +331,21 @@ class QNNStrategy(Strategy):
     def _there(self, grid: Grid) -> set[str]:
         """Sites of the roster whose node is connected now."""
         self._grid = grid if isinstance(grid, BoundedGrid) else None
+        if self._grid is not None:
+            for site in self._roster.look(self._grid):
+                self._post.has_setup.discard(site)
+                # Nobody works on what the node before had; a site that pays is sent it again.
+                if site in self._open.busy and (not self._keeps(site) or self._open.lose(site, self._now())):
+                    self._open.close(site)
         connected = set(grid.get_node_ids())
-        return {site for site, node in self._roster.items() if node in connected}
+        return {site for site, node in self._roster.nodes.items() if node in connected}
 
     def _failures(self, sites: Iterable[str]) -> dict[str, str]:
         """Why these sites gave no reply; they are sent the setup again next time."""
         errors = {} if self._grid is None else self._grid.failed
         reasons: dict[str, str] = {}
         for site in sites:
-            error = errors.get(self._roster[site])
+            error = errors.get(self._roster.nodes[site])
             reasons[site] = "no reply" if error is None else f"{error.reason or 'error'} (code {error.code})"
             self._post.has_setup.discard(site)
         return reasons

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.records import Census
 from llm_qfl.federation.setup import Setup
 
 
@@ -21,7 +22,7 @@ class Terms:
         parameter_names: names of theta's entries.
         budget: objective evaluations of a site's optimizer in a round.
         run: the run's id; jobs of a site belong to it.
-        paying: sites whose tasks may cost QPU seconds, from the census.
+        censuses: site -> its answer to the census.
     """
 
     config: RunConfig
@@ -31,4 +32,9 @@ class Terms:
     parameter_names: tuple[str, ...]
     budget: int
     run: str = "local"
-    paying: frozenset[str] = frozenset()
+    censuses: Mapping[str, Census] = field(default_factory=dict)
+
+    @property
+    def paying(self) -> frozenset[str]:
+        """Sites whose tasks may cost QPU seconds."""
+        return frozenset(site for site, census in self.censuses.items() if census.pays)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 
 from client_app import data
 from client_app.app import app as client_app
@@ -42,8 +42,14 @@ class Watched(InMemoryGrid):
         self.tasks += [message for message in messages if message.metadata.message_type == "train"]
         return super().push_messages(messages)
 
-    def back(self, node):
-        self._gone.discard(node)
+    def back(self, node, new=None, **changes):
+        """The node is there again, or a new one with its node config."""
+        if new is None:
+            self._gone.discard(node)
+        else:
+            before = self._contexts[node]
+            config = {**before.node_config, **changes}
+            self._contexts[new] = Context(1, new, config, RecordDict(), before.run_config)
 
 
 def dies(*when, code=CRASHED, kind="train"):
@@ -64,7 +70,7 @@ def dies(*when, code=CRASHED, kind="train"):
 def play(monkeypatch):
     """The round loop on a clock of its own. Site 2 says that it trains on a QPU (its circuits run exactly here)."""
 
-    def played(fault, paying=(2,), on_round=lambda number, inner: None, sites=3, **keys):
+    def played(fault, paying=(2,), on_round=lambda number, inner: None, kind=Watched, **keys):
         flat = {**default_run_config(), **SMALL, **{k.replace("__", "."): v for k, v in keys.items()}}
         census = data.census
 
@@ -75,8 +81,8 @@ def play(monkeypatch):
 
         monkeypatch.setattr(data, "census", says)
         clock = Clock()
-        nodes = {n + 1: {"partition-id": n, "num-partitions": sites} for n in range(sites)}
-        inner = Watched(client_app, nodes, flat, {2: fault})
+        nodes = {n + 1: {"partition-id": n, "num-partitions": 3} for n in range(3)}
+        inner = kind(client_app, nodes, flat, {2: fault})
         grid = BoundedGrid(inner, clock=clock, sleep=clock.sleep)
         opened = open_session(grid, RunConfig.from_run_config(flat))
         rounds = []
@@ -88,7 +94,7 @@ def play(monkeypatch):
         strategy = make_strategy(opened, close)
         start, deadline = state_record(initial_state(opened)), SMALL["server.deadline"]
         strategy.start(grid, start, num_rounds=flat["server.rounds"], timeout=deadline)
-        tasks = [task for task in inner.tasks if task.metadata.dst_node_id == 2]
+        tasks = [task for task in inner.tasks if task.metadata.dst_node_id in (2, 22)]
         asked = [int(task.metadata.group_id) for task in tasks]
         return SimpleNamespace(rounds=rounds, strategy=strategy, asked=asked, tasks=tasks, clock=clock)
 
@@ -191,6 +197,63 @@ def test_a_node_that_went_and_came_back_gets_its_task_again(play):
                on_round=on_round, server__patience=3600.0)  # fmt: skip
     assert run.asked[:2] == [1, 1]
     assert reasons(run)[1] == "task of round 1: not connected; task of round 1 is sent again"
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_node_that_comes_back_under_another_id_takes_its_site_s_place(play, busy):
+    def on_round(number, inner):
+        if number == 1:
+            inner.leave(2)
+            inner.back(2, new=22)
+
+    first = dies(1, code=5)
+
+    def fault(task, reply):
+        if busy:
+            return Delayed(reply, exchanges=NEVER) if task.metadata.group_id == "1" else reply
+        return first(task, reply)
+
+    run = play(fault, on_round=on_round, server__patience=3600.0, data__test="federated")
+    assert run.asked == [1, 1, 3, 4]
+    assert [task.metadata.dst_node_id for task in run.tasks] == [2, 22, 22, 22]
+    assert run.rounds[1].entered == (("site-0001", 1, 0.5),)
+    assert [site for line in run.rounds[1:] for site in line.rejected] == []
+    assert [evaluation.site for evaluation in run.strategy.evaluations] == ["site-0000", "site-0001", "site-0002"]
+    plain = play(fault, on_round=on_round, paying=(), server__patience=3600.0)
+    assert plain.asked == [1, 2, 3, 4]  # a fresh task
+
+
+def test_a_site_that_comes_back_with_other_rows_is_another_site(play):
+    def on_round(number, inner):
+        if number == 1:
+            inner.leave(2)
+            inner.back(2, new=22, **{"site": "site-0001", "partition-id": 2})
+
+    run = play(dies(1, code=5), on_round=on_round, server__patience=3600.0)
+    assert run.asked == [1]
+    assert reasons(run)[1:4] == ["not connected; task of round 1 waits to be sent again"] * 3
+    assert reasons(run)[4] == "not connected; task of round 1 given up, the run ends"
+
+
+def test_the_end_of_the_run_waits_for_a_node_that_comes_back_under_another_id(play):
+    count = []
+
+    class Clocked(Watched):
+        def get_node_ids(self):
+            nodes = list(super().get_node_ids())
+            count.append(len(nodes))
+            if count.count(2) == 8:  # while the closing round waits
+                self.back(2, new=22)
+            return nodes
+
+    def on_round(number, inner):
+        if number == 4:
+            inner.leave(2)
+
+    run = play(dies(4, code=5), on_round=on_round, kind=Clocked)
+    assert run.asked == [1, 2, 3, 4, 4]
+    assert run.rounds[4].entered == (("site-0001", 4, 0.5),)
+    assert run.clock.now < 5.0
 
 
 def test_the_end_of_the_run_waits_for_a_node_that_has_gone_and_no_longer_than_server_wait(play):
