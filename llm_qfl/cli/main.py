@@ -102,6 +102,69 @@ def tune(
     run_tuning(run_config or [], sites=sites, trials=trials, search=search, say=typer.echo)
 
 
+@app.command()
+def doctor(
+    node_config: Annotated[
+        str, typer.Option("--node-config", help='As `flower-supernode` takes it: \'site="a" data-path="rows.csv"\'.')
+    ] = "",
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option("--config", "--run-config", "-c", help="As `flwr run -c` takes it: 'quantum.backend=\"aer\"'."),
+    ] = None,
+    superlink: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Is it reached from here?", show_default=False)
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask nobody outside this machine.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check this machine as a site: packages, disk, rows, backend, account, QPU budget, with what to do."""
+    from rich.console import Console
+
+    from llm_qfl.cli.doctor import run
+
+    checks = list(run.run_checks(node_config, run_config or [], superlink=superlink, offline=offline))
+    if as_json:
+        typer.echo(run.as_json(checks))
+    else:
+        run.show(checks, Console())
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def jobs(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The site's folder; by default the node's own.", show_default=False)
+    ] = None,
+    again: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Let this failed job be submitted again.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the site's IBM Quantum jobs, their QPU seconds, and those that need a person."""
+    from rich.console import Console
+
+    from llm_qfl.cli import jobs as ledger
+
+    place = ledger.jobs_folder(folder)
+    if again is not None:
+        entry = ledger.run_again(place, again)
+        typer.echo(
+            f"{entry.intent.key}: attempt {entry.attempt + 1} is submitted when its run asks for it next; "
+            f"{entry.previous_seconds:.1f} s were paid or estimated for what went before",
+            err=as_json,
+        )
+        if not as_json:
+            return
+    found, damaged = ledger.read_jobs(place)
+    if as_json:
+        typer.echo(ledger.as_json(found, damaged))
+    else:
+        ledger.show(place, found, damaged, Console())
+    if damaged:
+        raise typer.Exit(1)
+
+
 @app.command("config-table")
 def config_table(
     write: Annotated[bool, typer.Option("--write", help="Write the table; without it, compare.")] = False,
