@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from llm_qfl.federation.backend_names import backend_problem
+from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.section import Fraction, PositiveInt, Section
 
@@ -23,7 +24,15 @@ Scalar = bool | int | float | str
 
 # Keys that say where and how long, not what is computed: they stay out of the fingerprint.
 NOT_NUMBERS = frozenset(
-    {"server.output", "server.deadline", "server.patience", "server.wait", "server.show", "quantum.job-patience"}
+    {
+        "server.output",
+        "server.deadline",
+        "server.patience",
+        "server.wait",
+        "server.show",
+        "quantum.job-patience",
+        "language.models-url",
+    }
 )
 
 
@@ -71,9 +80,12 @@ class DataConfig(Section):
     """Column of the text, where the rows are texts."""
     classes: str = "all"
     """`all`, or the labels to keep, comma separated, in the order of the outputs: `0,1`."""
-    encoding: Literal["auto", "columns", "kmer", "canonical-kmer", "onehot"] = "auto"
+    encoding: Literal["auto", "columns", "kmer", "canonical-kmer", "onehot", "language"] = "auto"
     """What numbers a row becomes; `auto` takes `columns` for numeric rows and `kmer` for sequences; `canonical-kmer`
-    counts a word and its reverse complement as one."""
+    counts a word and its reverse complement as one; `language`: a text's mean hidden state in the language model as it
+    was first distributed."""
+    layer: Annotated[int, Field(ge=0)] = 0
+    """For `language`: after how many of the layers that sites hold; 0 takes the middle."""
     k: Annotated[int, Field(ge=1, le=6)] = 4
     """Length of the k-mers."""
     reduction: Literal["discriminant", "pca", "none"] = "discriminant"
@@ -180,6 +192,7 @@ class RunConfig(Section):
     quantum: QuantumConfig = QuantumConfig()
     training: TrainingConfig = TrainingConfig()
     baselines: BaselinesConfig = BaselinesConfig()
+    language: LanguageConfig = LanguageConfig()
 
     @model_validator(mode="after")
     def _cross_checks(self) -> RunConfig:
@@ -234,6 +247,7 @@ SECTIONS: dict[str, type[Section]] = {
     "quantum": QuantumConfig,
     "training": TrainingConfig,
     "baselines": BaselinesConfig,
+    "language": LanguageConfig,
 }
 
 
@@ -276,7 +290,7 @@ def _cross_problems(config: RunConfig) -> list[str]:
     problems = _source_problems("data.source", data.source, ("breast-cancer", "digits"), ("csv:", "hub:"))
     problems += _source_problems("data.test", data.test, ("server", "federated"), ("file:",))
     problems += _source_problems("data.validation", data.validation, ("server", "federated"), ("file:",))
-    problems += _backend_problems(config)
+    problems += _backend_problems(config) + _language_problems(config)
     classes = data.class_list
     if classes is not None and (len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes):
         problems.append(f"data.classes: expected 'all' or at least two different labels (0,1), got {data.classes!r}")
@@ -290,6 +304,28 @@ def _cross_problems(config: RunConfig) -> list[str]:
         problems += readout_problems(quantum, len(classes))
     if training.optimizer == "cobyla" and training.batch_size:
         problems.append("training.batch-size: COBYLA needs one objective for the whole round, expected 0")
+    return problems
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    language = config.language
+    problems = []
+    if config.data.encoding == "language":
+        if not language.enabled:
+            problems.append("data.encoding: language needs a language model, language.model is 'none'")
+        if language.dtype != "float32":
+            problems.append(
+                "language.dtype: expected float32 where data.encoding=language (sites must get the same numbers for a "
+                f"text), got {language.dtype!r}"
+            )
+        if language.quantization != "none":
+            problems.append(
+                "language.quantization: expected none where data.encoding=language (the server's features are those of "
+                f"the whole numbers), got {language.quantization!r}"
+            )
+    url = language.models_url
+    if url != "none" and not url.startswith(("http://", "https://")):
+        problems.append(f"language.models-url: expected none or an http(s) address, got {url!r}")
     return problems
 
 

@@ -49,9 +49,14 @@ class LanguageConfig(Section):
     prompt: str = "auto"
     """Template of the prompt with `{row}` where the row goes; `auto` fits the kind of rows."""
     label_words: str = "classes"
-    """Answers of the classes, comma separated in their order; `classes` takes the labels, `letters` A, B, C."""
+    """Answers of the classes, comma separated in their order; `classes` takes the labels where every one begins with a
+    letter, else letters; `letters` A, B, C."""
     max_tokens: Annotated[int, Field(ge=8)] = 100
     """Most tokens of a row, answer included."""
+    text: Literal["auto", "levels", "numbers"] = "auto"
+    """How numeric columns are written: in words (`levels`, the default), or as numbers. Texts are taken as they are."""
+    columns: PositiveInt = 10
+    """Columns of a row that are written out, the most telling first; fewer where they do not fit in `max-tokens`."""
     public: str = "embedded"
     """Public text for alignment and for the prior of the label words; never the task's rows."""
     public_rows: PositiveInt = 256
@@ -123,6 +128,9 @@ class LanguageConfig(Section):
     """Numbers of the frozen layers at a site: `auto` times both. The tuned layers are float32 on a CPU."""
     quantization: Literal["none", "nf4"] = "none"
     """Sites load the frozen model in 4 bits (bitsandbytes)."""
+    models_url: str = "none"
+    """Address under which a web server offers the folder `models` in `server.output`, for sites on other machines; by
+    default sites are given the path."""
 
     @model_validator(mode="after")
     def _preset_agrees(self) -> LanguageConfig:

@@ -13,7 +13,7 @@ from llm_qfl.federation.config import Scalar
 from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.seeding import SERVER
 
-KEYS = ("site", "data-path", "folder", "backend", "qpu-seconds", "partition-id", "num-partitions")
+KEYS = ("site", "data-path", "folder", "backend", "qpu-seconds", "partition-id", "num-partitions", "language")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class NodeSettings:
         folder: where the site keeps what it must not lose.
         backend: where this site's circuits run, in place of the run's `quantum.backend`; None takes the run's.
         qpu_seconds: most QPU seconds that the site spends on IBM Quantum over all runs; None sets no limit.
+        language: does the site take part in the run's language model: `auto` (where there is room for it) or `no`.
     """
 
     site: str
@@ -37,6 +38,7 @@ class NodeSettings:
     folder: Path
     backend: str | None = None
     qpu_seconds: float | None = None
+    language: str = "auto"
 
     @classmethod
     def from_node_config(cls, node_config: Mapping[str, Scalar]) -> NodeSettings:
@@ -56,6 +58,9 @@ class NodeSettings:
         path, partition = node_config.get("data-path"), node_config.get("partition-id")
         if path is None and partition is None:
             problems.append("node config: expected data-path (a real site) or partition-id (simulation), got neither")
+        language = node_config.get("language", "auto")
+        if language not in ("auto", "no"):
+            problems.append(f"node config: language expected auto or no, got {language!r}")
         if path is not None and node_config.get("site") is None:
             problems.append('node config: a site with a data-path needs a name, e.g. site="clinic-a"')
         if node_config.get("site") == SERVER:
@@ -75,6 +80,7 @@ class NodeSettings:
             folder,
             None if backend is None else str(backend),
             None if seconds is None else float(seconds),
+            str(language),
         )
 
 

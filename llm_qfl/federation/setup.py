@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_qfl.federation.data.features import FeatureMap
+from llm_qfl.federation.data.text import TextPlan
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.fingerprint import digest_of
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """Classes, encoding and feature map of a run.
+    """Classes, encoding, feature map and text form of a run.
 
     Attributes:
         class_names: labels in the order of the outputs.
@@ -25,6 +26,7 @@ class Setup:
         k: length of the k-mers.
         columns: names of the raw columns that a row must have.
         feature_map: numbers of a row -> one feature per qubit.
+        text: how a row reads as text, where the run has a language model.
     """
 
     class_names: tuple[str, ...]
@@ -32,15 +34,18 @@ class Setup:
     k: int
     columns: tuple[str, ...]
     feature_map: FeatureMap
+    text: TextPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
+        text = {} if self.text is None else {"text": self.text.to_dict()}
         return {
             "class_names": list(self.class_names),
             "encoding": self.encoding,
             "k": self.k,
             "columns": list(self.columns),
             "feature_map": self.feature_map.to_dict(),
+            **text,
         }
 
     def to_json(self) -> str:
@@ -66,6 +71,7 @@ class Setup:
                 int(value["k"]),
                 tuple(value["columns"]),
                 FeatureMap.from_dict(value["feature_map"]),
+                TextPlan.from_dict(value["text"]) if "text" in value else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise RecordError(f"setup: not the JSON of a setup ({type(error).__name__}: {error})") from error

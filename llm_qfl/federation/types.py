@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +128,67 @@ class GlobalState:
 
 
 @dataclass(frozen=True, eq=False)
+class LanguageAnswer:
+    """A site's part of a round with the language model: the adapter's matrices, and what training them took.
+
+    For written texts the scores count tokens, as rows of one class.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    """As they go over the wire."""
+    adapter_digest: str
+    """Of the adapter that training started from."""
+    num_examples: int
+    steps: int
+    received: Scores
+    """The received adapter on the compressed model, on the site's validation rows."""
+    trained: Scores
+    """The trained one; its mean is L_i."""
+    train_loss_first: float
+    """Mean cross-entropy of the first step's batch, nats per answer token."""
+    train_loss_last: float
+    computed: int = 0
+    """Rows whose boundary state had to be computed."""
+    fill_seconds: float = 0.0
+    step_seconds: float = 0.0
+    seconds: float = 0.0
+    """The site's whole language part: loading and scoring, too."""
+    peak_bytes: int = 0
+    """Most memory of the process (on CUDA: of the device) in training."""
+    peak_exact: bool = True
+    """Of this round alone, not of the process's life."""
+    frozen_dtype: str = "float32"
+    """Numbers that the frozen layers computed in."""
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageRound:
+    """What became of the language model in one round."""
+
+    sites: tuple[str, ...]
+    """Sites that were given the adapter to train."""
+    answers: Mapping[str, LanguageAnswer]
+    """Accepted answers, by site."""
+    rejected: Mapping[str, str]
+    """Site -> why its language part did not count; its QNN part may have."""
+    dropped: tuple[str, ...]
+    """Sites whose language part came late."""
+    aggregated: bool
+    validation: Scores | None
+    """The adapter that was sent (federated validation) or the new one (the server's rows), on the compressed model."""
+    full_validation: Scores | None
+    """The new adapter on the full model, where the server holds validation rows and it was time to score."""
+    adapter_digest: str
+    emulator_digest: str
+    bytes_up: int
+    bytes_down: int
+    align_seconds: float | None = None
+    align_loss: float | None = None
+    """Boundary loss of the last alignment step, where this round was followed by alignment."""
+
+
+@dataclass(frozen=True, eq=False)
 class ClientReport:
     """One site's accepted answer to a train task."""
 
@@ -150,6 +212,9 @@ class ClientReport:
     backend: str = "exact"
     """Where the site's circuits ran."""
     bytes_up: int = 0
+    language: LanguageAnswer | None = None
+    language_problem: str = ""
+    """Why there is no language part although one was asked for, or why it cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +242,8 @@ class RoundSummary:
     entered: tuple[tuple[str, int, float], ...] = ()
     """Late replies in this round's average: site, round of its task, staleness factor. A late reply that came in a
     round below quorum enters the next average; with `server.late = dropped` none does."""
+    language: LanguageRound | None = None
+    """Where the adapter was trained in this round."""
 
     @property
     def work(self) -> tuple[ClientReport, ...]:

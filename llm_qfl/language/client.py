@@ -147,7 +147,7 @@ class ClientLanguage:
         budget = step_budget(config, offset, total)
         route = self.route()
         report = train_adapter(
-            route, self.adapter, rows, budget, config.eps, seed=seed, cache=self._cache_of(route, rows)
+            route, self.adapter, rows, budget, config.eps, seed=seed, cache=self.cache_of(route, rows)
         )
         before = self._store.load("residual") or {}
         arrays, residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, before, config.wire)
@@ -160,7 +160,7 @@ class ClientLanguage:
     def score(self, rows: TokenRows, *, adapter: bool = True) -> list[np.ndarray]:
         """Negative log-likelihoods of the answer tokens, nats, one array a row (what AdapEmu scores at this site)."""
         route = self.route(adapter=adapter)
-        return score(route, rows, self._cache_of(route, rows))
+        return score(route, rows, self.cache_of(route, rows))
 
     def logits_at(
         self,
@@ -172,7 +172,7 @@ class ClientLanguage:
     ) -> np.ndarray:
         """Logits of the token after one position of each row: (rows, tokens)."""
         route = self.route(adapter=adapter)
-        return logits_at(route, rows, positions, self._cache_of(route, rows), tokens)
+        return logits_at(route, rows, positions, self.cache_of(route, rows), tokens)
 
     @contextlib.contextmanager
     def distributed(self, first_digest: str) -> Iterator[Route]:
@@ -197,7 +197,7 @@ class ClientLanguage:
         finally:
             self.emulator.load(now)
 
-    def _cache_of(self, route: Route, rows: TokenRows) -> StateCache | None:
+    def cache_of(self, route: Route, rows: TokenRows) -> StateCache | None:
         """Boundary states; none where the first layer is trained already (the embedding is no work)."""
         if not route.prefix:
             return None

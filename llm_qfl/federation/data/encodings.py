@@ -13,7 +13,13 @@ from llm_qfl.federation.types import Array, Labels
 
 BASES = "ACGT"
 _COMPLEMENT = str.maketrans(BASES, BASES[::-1])
-_WANTS = {"columns": "columns", "kmer": "sequence", "canonical-kmer": "sequence", "onehot": "sequence"}
+_WANTS = {
+    "columns": "columns",
+    "kmer": "sequence",
+    "canonical-kmer": "sequence",
+    "onehot": "sequence",
+    "language": "text",
+}
 _AUTO = {"columns": "columns", "sequence": "kmer"}
 
 
@@ -31,12 +37,11 @@ def resolve_encoding(kind: str, encoding: str) -> str:
         return encoding
     if kind == "text":
         raise DataError(
-            f"data.encoding: {encoding!r} makes no numbers of text; bring numeric columns or a sequence column"
+            f"data.encoding: {encoding!r} makes no numbers of text; set data.encoding=language (and language.dtype="
+            "float32), or bring numeric columns or a sequence column"
         )
-    raise DataError(
-        f"data.encoding: {encoding!r} needs {'numeric columns' if encoding == 'columns' else 'a sequence column'}, "
-        f"the rows are of kind {kind!r}; use data.encoding=auto"
-    )
+    needs = {"columns": "numeric columns", "language": "a text column"}.get(encoding, "a sequence column")
+    raise DataError(f"data.encoding: {encoding!r} needs {needs}, the rows are of kind {kind!r}; use data.encoding=auto")
 
 
 def encode(table: Table, encoding: str = "auto", *, k: int = 4) -> tuple[Array, tuple[str, ...]]:
@@ -47,6 +52,7 @@ def encode(table: Table, encoding: str = "auto", *, k: int = 4) -> tuple[Array, 
     - `canonical-kmer`: the same with each word and its reverse complement counted as one, for reads of either strand;
       of the two the first by letter names the pair.
     - `onehot`: four numbers a base, N is four zeros; all sequences must be of one length.
+    - `language`: none here (N, 0); who holds the language model makes them.
 
     Args:
         table: the rows.
@@ -59,11 +65,23 @@ def encode(table: Table, encoding: str = "auto", *, k: int = 4) -> tuple[Array, 
     encoding = resolve_encoding(table.kind, encoding)
     if table.values is not None:
         return table.values, table.columns
+    if encoding == "language":
+        return np.zeros((len(table), 0)), ()
     sequences = table.sequences or ()
     if encoding == "onehot":
         return one_hot(sequences)
     values, words = kmer_frequencies(sequences, k)
     return (values, words) if encoding == "kmer" else _both_strands(values, words)
+
+
+def number_names(encoding: str, columns: Sequence[str], k: int) -> tuple[str, ...]:
+    """Names of the numbers of a row as `encode` gives them, where they are columns or k-mers; else nothing."""
+    words = tuple("".join(word) for word in product(BASES, repeat=k))
+    if encoding == "kmer":
+        return words
+    if encoding == "canonical-kmer":
+        return tuple(sorted({min(word, word.translate(_COMPLEMENT)[::-1]) for word in words}))
+    return tuple(columns) if encoding == "columns" else ()
 
 
 def kmer_frequencies(sequences: Sequence[str], k: int) -> tuple[Array, tuple[str, ...]]:

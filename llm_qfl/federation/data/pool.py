@@ -10,7 +10,7 @@ from llm_qfl.federation.config import DataConfig
 from llm_qfl.federation.data.encodings import encode, resolve_encoding
 from llm_qfl.federation.data.sources import load_table
 from llm_qfl.federation.data.split import Fractions
-from llm_qfl.federation.data.table import Role
+from llm_qfl.federation.data.table import Role, Table
 from llm_qfl.federation.settings import project_folder
 from llm_qfl.federation.types import Array, Labels
 
@@ -20,12 +20,14 @@ class Pool:
     """Encoded rows.
 
     Attributes:
-        x: (N, D) numbers, before the feature map.
+        x: (N, D) numbers, before the feature map; (N, 0) where a language model makes them.
         y: (N,) label codes in the order of `class_names`.
         class_names: labels as the source writes them.
         columns: raw columns.
         encoding: what made the numbers.
         groups: (N,) values of the partition column, or None.
+        names: names of the D numbers.
+        table: the rows as the source has them.
     """
 
     x: Array
@@ -34,6 +36,8 @@ class Pool:
     columns: tuple[str, ...]
     encoding: str
     groups: tuple[str, ...] | None
+    names: tuple[str, ...]
+    table: Table
 
 
 def read_pool(
@@ -74,10 +78,10 @@ def _read(
         group_column=group,
     )
     encoding = resolve_encoding(table.kind, data.encoding)
-    x, _ = encode(table, encoding, k=data.k)
+    x, names = encode(table, encoding, k=data.k)
     for array in (x, table.labels):
         array.setflags(write=False)
-    return Pool(x, table.labels, table.class_names, table.columns, encoding, table.groups)
+    return Pool(x, table.labels, table.class_names, table.columns, encoding, table.groups, names, table)
 
 
 def fractions(data: DataConfig) -> Fractions:

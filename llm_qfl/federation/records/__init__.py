@@ -1,6 +1,7 @@
 """The only place where a Flower message's content is written or read.
 
-One schema, five contents: query task, census (its reply), train task, train report, evaluate task with its scores.
+One schema, five contents: query task, census (its reply), train task, train report, evaluate task with its scores;
+the language model travels with them in records of its own.
 Arrays are named, typed and checked strictly: every name expected, nothing else, shape, float64, finite; never pickle.
 Numbers travel in one MetricRecord, strings in ConfigRecords. Each encode makes fresh records: Flower's own
 strategies share and mutate one ConfigRecord across rounds.
@@ -8,6 +9,7 @@ strategies share and mutate one ConfigRecord across rounds.
 
 from llm_qfl.federation.records.census import Census, decode_census, decode_query, encode_census, encode_query
 from llm_qfl.federation.records.fields import PARTS, SCHEMA, content_bytes, state_arrays
+from llm_qfl.federation.records.language import LanguageTask, ModelOffer, language_bytes, read_offer
 from llm_qfl.federation.records.replies import (
     Evaluation,
     decode_evaluation,
@@ -22,6 +24,8 @@ __all__ = [
     "SCHEMA",
     "Census",
     "Evaluation",
+    "LanguageTask",
+    "ModelOffer",
     "Task",
     "arrays_state",
     "check_state",
@@ -36,6 +40,8 @@ __all__ = [
     "encode_query",
     "encode_report",
     "encode_task",
+    "language_bytes",
+    "read_offer",
     "state_arrays",
     "state_record",
 ]

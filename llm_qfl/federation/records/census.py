@@ -22,6 +22,7 @@ from llm_qfl.federation.records.fields import (
     read_strings,
     read_strings_list,
 )
+from llm_qfl.federation.records.language import ModelOffer, put_offer
 from llm_qfl.federation.types import Array, Labels
 
 
@@ -44,6 +45,8 @@ class Census:
     """Where this site's circuits run when it trains."""
     scoring_backend: str = "exact"
     """Where they run when it scores validation and test rows."""
+    language: str = "no language model was offered"
+    """Why this site takes no part in the language model; empty where it does."""
 
     @property
     def pays(self) -> bool:
@@ -51,15 +54,19 @@ class Census:
         return self.backend.startswith("ibm:") or self.scoring_backend.startswith("ibm:")
 
 
-def encode_query(site: str, fingerprint: Mapping[str, str]) -> RecordDict:
+def encode_query(site: str, fingerprint: Mapping[str, str], offer: ModelOffer | None = None) -> RecordDict:
     """Content of the query task.
 
     Args:
         site: the name that the node is registered under, or an empty string: the site's own name counts.
         fingerprint: the server's.
+        offer: the language model that the site may take part with.
     """
     meta = ConfigRecord({"schema": SCHEMA, "site": site})
-    return RecordDict({"meta": meta, "fingerprint": ConfigRecord(dict(fingerprint))})
+    content = RecordDict({"meta": meta, "fingerprint": ConfigRecord(dict(fingerprint))})
+    if offer is not None:
+        put_offer(content, offer)
+    return content
 
 
 def decode_query(content: RecordDict) -> tuple[str, dict[str, str]]:
@@ -83,6 +90,7 @@ def encode_census(census: Census) -> RecordDict:
             "classes": list(census.class_names),
             "backend": census.backend,
             "scoring-backend": census.scoring_backend,
+            "language": census.language,
         }
     )
     counts = MetricRecord({part: int(census.rows[part]) for part in PARTS})
@@ -125,4 +133,5 @@ def decode_census(content: RecordDict) -> Census:
         sums=sums,
         backend=read_backend(meta, "backend"),
         scoring_backend=read_backend(meta, "scoring-backend"),
+        language=read_string(meta, "language")[:500],
     )

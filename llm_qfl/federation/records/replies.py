@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
@@ -30,6 +30,7 @@ from llm_qfl.federation.records.fields import (
     scores_metrics,
     state_arrays,
 )
+from llm_qfl.federation.records.language import put_answer, put_scores, read_answer, read_language_scores
 from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, Scores, Spent
 
 
@@ -42,6 +43,10 @@ class Evaluation:
     baselines: Mapping[str, Mapping[str, Scores]]
     spent: Spent = NOTHING
     backend: str = "exact"
+    language: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+    """Of the language model, by route (`records.language.ROUTES`) and part; empty where it has none."""
+    language_problem: str = ""
+    """Why there are no such scores although they were asked for."""
 
 
 def encode_report(report: ClientReport, parameter_names: tuple[str, ...], fingerprint: Mapping[str, str]) -> RecordDict:
@@ -57,7 +62,7 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
     for name, scores in report.baseline_received.items():
         metrics |= scores_metrics(f"{BASELINE}{name}/received", scores)
     state = GlobalState(report.server_round, report.theta, parameter_names, report.baselines)
-    return RecordDict(
+    content = RecordDict(
         {
             "arrays": array_record(state_arrays(state)),
             "metrics": MetricRecord(dict(metrics)),
@@ -73,6 +78,9 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
             "fingerprint": ConfigRecord(dict(fingerprint)),
         }
     )
+    if report.language is not None or report.language_problem:
+        put_answer(content, report.language, report.language_problem)
+    return content
 
 
 def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes: int) -> ClientReport:
@@ -101,6 +109,7 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         name: {key: arrays[f"{BASELINE}{name}/{key}"] for key in values} for name, values in sent.baselines.items()
     }
     spent = read_spent(metrics)
+    language, problem = read_answer(content)
     return ClientReport(
         site=site,
         server_round=sent.server_round,
@@ -116,6 +125,8 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         baseline_received={n: read_scores(metrics, f"{BASELINE}{n}/received", classes) for n in sent.baselines},
         backend=read_backend(meta, "backend"),
         bytes_up=content_bytes(content),
+        language=language,
+        language_problem=problem,
     )
 
 
@@ -128,11 +139,23 @@ def encode_evaluation(evaluation: Evaluation) -> RecordDict:
         for part, scores in parts.items():
             metrics |= scores_metrics(f"{BASELINE}{name}/{part}", scores)
     meta = ConfigRecord({"schema": SCHEMA, "site": evaluation.site, "backend": evaluation.backend})
-    return RecordDict({"meta": meta, "metrics": MetricRecord(dict(metrics))})
+    content = RecordDict({"meta": meta, "metrics": MetricRecord(dict(metrics))})
+    if evaluation.language or evaluation.language_problem:
+        put_scores(content, evaluation.language, evaluation.language_problem)
+    return content
 
 
-def decode_evaluation(content: RecordDict, *, site: str, baselines: tuple[str, ...], classes: int) -> Evaluation:
+def decode_evaluation(
+    content: RecordDict, *, site: str, baselines: tuple[str, ...], classes: int, language_classes: int = 0
+) -> Evaluation:
     """Read one site's scores.
+
+    Args:
+        content: what came.
+        site: the site that was asked.
+        baselines: names of the baselines.
+        classes: number of classes.
+        language_classes: length of the language model's counts: of the classes, or 1 where it counts tokens.
 
     Raises:
         RecordError: why the reply cannot count.
@@ -146,7 +169,9 @@ def decode_evaluation(content: RecordDict, *, site: str, baselines: tuple[str, .
         return {part: read_scores(metrics, f"{prefix}/{part}", classes) for part in PARTS[1:]}
 
     named = {name: parts(f"{BASELINE}{name}") for name in baselines}
-    return Evaluation(site, parts("qnn"), named, read_spent(metrics), read_backend(meta, "backend"))
+    language, problem = read_language_scores(content, language_classes)
+    spent, backend = read_spent(metrics), read_backend(meta, "backend")
+    return Evaluation(site, parts("qnn"), named, spent, backend, language, problem)
 
 
 def _spent_metrics(spent: Spent) -> dict[str, int | float]:

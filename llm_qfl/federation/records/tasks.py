@@ -26,6 +26,7 @@ from llm_qfl.federation.records.fields import (
     read_strings_list,
     state_arrays,
 )
+from llm_qfl.federation.records.language import LanguageTask, put_task, read_task
 from llm_qfl.federation.types import Array, Arrays, GlobalState, RoundPlan
 
 
@@ -42,6 +43,8 @@ class Task:
     fingerprint: Mapping[str, str]
     run: str = "local"
     """The run's id, the same when it is resumed: jobs of a site belong to it."""
+    language: LanguageTask | None = None
+    """What the site needs of the language model for this task."""
 
 
 def encode_task(task: Task) -> RecordDict:
@@ -68,6 +71,8 @@ def encode_task(task: Task) -> RecordDict:
         content["plan"] = ConfigRecord(
             {"budget": plan.budget, "learning-rate": plan.learning_rate, "shots": plan.shots}
         )
+    if task.language is not None:
+        put_task(content, task.language)
     return content
 
 
@@ -88,7 +93,7 @@ def decode_task(content: RecordDict) -> Task:
         plan = RoundPlan(server_round, (site,), budget, read_float(record, "learning-rate"), shots)
     setup = read_string(meta, "setup") if "setup" in meta else None
     digest, mark = read_string(meta, "setup-digest"), read_strings(content, "fingerprint")
-    return Task(site, state, plan, setup, digest, mark, read_string(meta, "run"))
+    return Task(site, state, plan, setup, digest, mark, read_string(meta, "run"), read_task(content))
 
 
 def state_record(state: GlobalState) -> ArrayRecord:

@@ -73,7 +73,8 @@ def test_auto_goes_by_kind():
         ("sequence", "columns", "'columns' needs numeric columns, the rows are of kind 'sequence'"),
         ("text", "auto", "'auto' makes no numbers of text"),
         ("text", "kmer", "'kmer' makes no numbers of text"),
-        ("text", "language", "expected auto, columns, kmer, canonical-kmer, onehot, got 'language'"),
+        ("text", "words", "expected auto, columns, kmer, canonical-kmer, onehot, language, got 'words'"),
+        ("columns", "language", "'language' needs a text column, the rows are of kind 'columns'"),
     ],
 )
 def test_encodings_that_do_not_go_with_the_rows(kind, encoding, message):
