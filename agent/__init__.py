@@ -1,0 +1,4 @@
+"""The policy at run time: state, actions, rules, selection, stops, shield, prices. Numbers in, one decision out.
+
+Pure Python and numpy; the language model that scores options is `llm_qfl.language.policy`, imported where it is used.
+"""

@@ -1,0 +1,187 @@
+"""What the decisions are made from: numbers of closed rounds. No theta, no text of a site's.
+
+A site's name is the key by which budgets and choices are kept; it never enters a state or a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from llm_qfl.federation.types import RoundSummary
+
+LIE = 3.0  # a loss beyond so many times the round's median counts as that: one site cannot drive the others' budgets
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One site's accepted answer. Losses are means over its validation rows, nats.
+
+    Attributes:
+        site: its name, a key and nothing else.
+        examples: training rows.
+        qnn_loss: F_i, of the vector that the site returned; plain cross-entropy, whatever it was trained on.
+        language_loss: L_i on the same rows, or None.
+        evaluations, circuits, seconds: what the round cost it.
+    """
+
+    site: str
+    examples: int
+    qnn_loss: float
+    language_loss: float | None = None
+    evaluations: int = 0
+    circuits: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One closed round.
+
+    Attributes:
+        server_round: from 1.
+        sites: accepted answers, by name.
+        asked: sites of the plan.
+        server_loss: F_s, validation cross-entropy of the global model (nats), or None.
+        language_loss: L_s, of the averaged language model on validation rows, or None.
+        evaluations, circuits, bytes: all sites together, late answers included.
+        seconds: wall time.
+    """
+
+    server_round: int
+    sites: tuple[SiteRecord, ...]
+    asked: tuple[str, ...] = ()
+    server_loss: float | None = None
+    language_loss: float | None = None
+    evaluations: int = 0
+    circuits: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def distances(self, to: str = "server") -> dict[str, float]:
+        """d_i by site: |F_i - F_s|, or |F_i - L_i| with `language`; sites without the other loss are left out."""
+        found: dict[str, float] = {}
+        for one in self.sites:
+            other = self.server_loss if to == "server" else one.language_loss
+            if other is not None:
+                found[one.site] = abs(one.qnn_loss - other)
+        return found
+
+    @property
+    def mean_distance(self) -> float | None:
+        """Mean of |F_i - F_s|."""
+        found = self.distances()
+        return sum(found.values()) / len(found) if found else None
+
+    @property
+    def teacher_loss(self) -> float | None:
+        """L_s where the server has one, else the mean of the sites' L_i by rows."""
+        if self.language_loss is not None:
+            return self.language_loss
+        known = [(one.examples, one.language_loss) for one in self.sites if one.language_loss is not None]
+        total = sum(examples for examples, _ in known)
+        return sum(examples * loss for examples, loss in known) / total if total else None
+
+
+def record_of(
+    summary: RoundSummary, language: Mapping[str, float | None], server_language: float | None = None
+) -> RoundRecord:
+    """A closed round in numbers.
+
+    Losses that are not finite are left out; what lies beyond three times the median is clipped to it. F_i and L_i are
+    clipped alike, each by its own median.
+
+    Args:
+        summary: the round.
+        language: L_i by site, nats, on the rows of F_i; a site that is missing has none.
+        server_language: L_s, nats, or None.
+    """
+    kept = [(report, report.trained.loss) for report in sorted(summary.reports, key=lambda report: report.site)]
+    losses = clipped({report.site: loss for report, loss in kept if loss is not None})
+    given = ((report.site, language.get(report.site)) for report, _ in kept)
+    teachers = clipped({site: loss for site, loss in given if loss is not None})
+    sites = tuple(
+        SiteRecord(
+            report.site,
+            report.num_examples,
+            losses[report.site],
+            teachers.get(report.site),
+            report.spent.evaluations,
+            report.spent.circuits,
+            report.seconds,
+        )
+        for report, _ in kept
+        if report.site in losses
+    )
+    validation = None if summary.validation is None else summary.validation.loss
+    return RoundRecord(
+        server_round=summary.server_round,
+        sites=sites,
+        asked=summary.plan.sites,
+        server_loss=_finite(validation),
+        language_loss=_finite(server_language),
+        evaluations=sum(report.spent.evaluations for report in summary.work),
+        circuits=sum(report.spent.circuits for report in summary.work),
+        bytes=summary.bytes_up + summary.bytes_down,
+        seconds=summary.seconds,
+    )
+
+
+def clipped(losses: Mapping[str, float]) -> dict[str, float]:
+    """Losses within [0, 3 times the median]; those that are not finite are gone."""
+    finite = {site: loss for site, loss in losses.items() if math.isfinite(loss)}
+    if not finite:
+        return {}
+    most = LIE * max(median(finite.values()), 0.0)
+    return {site: min(max(loss, 0.0), most) for site, loss in finite.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Known:
+    """The last that is known of a site: its answer and the round it came in."""
+
+    record: SiteRecord
+    server_round: int
+    distance: float | None
+    """To the server when it answered: F_s of later rounds says nothing about it."""
+    language_distance: float | None
+    """|F_i - L_i|, likewise."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Closed rounds, oldest first."""
+
+    rounds: tuple[RoundRecord, ...] = ()
+
+    def then(self, record: RoundRecord) -> History:
+        """With one more round."""
+        return History((*self.rounds, record))
+
+    def known(self) -> dict[str, Known]:
+        """The last answer of every site that gave one."""
+        found: dict[str, Known] = {}
+        for record in self.rounds:
+            near, teacher = record.distances("server"), record.distances("language")
+            for one in record.sites:
+                found[one.site] = Known(one, record.server_round, near.get(one.site), teacher.get(one.site))
+        return found
+
+    def last_asked(self) -> dict[str, int]:
+        """The last round that every site was asked in."""
+        return {site: record.server_round for record in self.rounds for site in record.asked}
+
+    def losses(self) -> tuple[float, ...]:
+        """Validation losses that are known, oldest first."""
+        return tuple(record.server_loss for record in self.rounds if record.server_loss is not None)
+
+    @property
+    def evaluations(self) -> int:
+        """Objective evaluations so far, all sites."""
+        return sum(record.evaluations for record in self.rounds)

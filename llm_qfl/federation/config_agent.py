@@ -1,0 +1,139 @@
+"""The run config's section `agent`: who decides a round (LLM-QFL, arXiv 2505.18656), by which rule, at what prices."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llm_qfl.federation.section import PositiveInt, Section
+
+Mode = Literal["qfl", "llm-qfl-all", "llm-qfl-selected", "policy"]
+Rule = Literal["incremental", "dynamic", "logarithmic", "adaptive", "hybrid"]
+Selection = Literal["all", "align", "oort", "random"]
+Reference = Literal["server", "language"]
+Direction = Literal["forward", "reverse"]
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+EMBEDDED_POLICY = "embedded"
+
+
+class AgentConfig(Section):
+    """Local budgets, client selection, distillation and the moment to stop."""
+
+    mode: Mode = "qfl"
+    """`qfl` (every round alike), `llm-qfl-all` (regulated budgets, all sites), `llm-qfl-selected` (and a selection of
+    the sites), `policy` (a language model decides, the ratio rule where it may not)."""
+    policy: str = EMBEDDED_POLICY
+    """The policy's weights: `embedded` (in the app), `none` (the ratio rule decides) or a file of `llm-qfl policy`."""
+    rule: Rule = "adaptive"
+    """How the budget follows the ratio of the QNN's loss to the language model's."""
+    regulation: Literal["symmetric", "paper"] = "symmetric"
+    """`paper`: the budget never falls. `symmetric`: where the QNN is the better one it falls as it would have risen."""
+    from_round: Annotated[int, Field(ge=2)] = 2
+    """First round with a regulated budget (paper: 3)."""
+    dead_band: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """`symmetric`: ratios this near to 1 change nothing. `paper` has no such band."""
+    min_steps: PositiveInt = 1
+    """Fewest local optimizer steps a round; COBYLA needs P+2 evaluations whatever this says."""
+    cap_steps: PositiveInt = 100
+    """Most local optimizer steps a round (paper: 100; 5 on a QPU)."""
+    increment_steps: PositiveInt = 100
+    """Rule `hybrid`: most steps that a round adds."""
+    budget: Annotated[int, Field(ge=0)] = 0
+    """Objective evaluations of all sites over the whole run; 0 sets no limit."""
+    distill_weight: Share = 0.3
+    """Lambda: weight of the language model's soft labels in the QNN's loss; 0 leaves them out, as mode `qfl` does."""
+    distill_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """Tau: both distributions are flattened by it; the term counts tau squared times."""
+    distill_direction: Direction = "forward"
+    """`forward`: KL(teacher || student); `reverse`: KL(student || teacher)."""
+    select: Selection = "align"
+    """`llm-qfl-selected`, and `policy` where the rule decides: `all`, `align` (nearest losses), `oort` (utility) or
+    `random` (seeded)."""
+    align_to: Reference = "server"
+    """`align`: distance of a site's loss to the server's, or to its own language model's."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the sites that is selected (paper: .1)."""
+    min_clients: PositiveInt = 2
+    """Fewest sites that are selected, where there are as many."""
+    fairness_window: Annotated[int, Field(ge=0)] = 10
+    """Every site is selected at least once in so many rounds; 0 promises nothing."""
+    stop_align: NonNegative = 0.02
+    """Stop where the server's loss and the language model's differ by less than this (nats; paper: .4, QPU .02); 0
+    never."""
+    stop_distance: NonNegative = 0.0
+    """Stop where the sites' mean distance to the server moves by less than this (nats; the paper's second rule); 0
+    never."""
+    stop_plateau: NonNegative = 0.001
+    """Stop where validation loss has not fallen by more than this below its best (nats); 0 never."""
+    stop_patience: PositiveInt = 3
+    """Rounds in a row in which a condition must hold (paper: 1)."""
+    stop_after: PositiveInt = 5
+    """No such stop before this round has closed."""
+    stop_floor: Annotated[float, Field(gt=0)] = 0.95
+    """Nor while validation loss is above this share of ln C, what guessing costs."""
+    stop_tolerance: NonNegative = 0.02
+    """Nor while it is worse than the run's best by more than this (nats)."""
+    price_circuit: NonNegative = 1e-5
+    """What a circuit costs, in any unit; only ratios of prices matter."""
+    price_round: NonNegative = 1.0
+    """What a round costs."""
+    price_byte: NonNegative = 1e-6
+    """What a byte costs, up or down."""
+    choice: Literal["best", "sample"] = "best"
+    """The policy takes its most probable options, or draws (seeded)."""
+    decision_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """Seconds that a decision may take before the rule decides; loading the model does not count."""
+    max_entropy: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the largest possible entropy above which the rule decides."""
+    min_probability: Share = 0.35
+    """Least probability, as geometric mean over the fields, of the best options, or the rule decides."""
+    regress_rounds: PositiveInt = 2
+    """So many rounds in a row worse than the best by more than `stop-tolerance`, and the rule decides the next."""
+    max_fallback: Share = 0.2
+    """A run with a larger share of decisions by the rule is reported as the rule's."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> AgentConfig:
+        problems = []
+        if self.min_steps > self.cap_steps:
+            problems.append(
+                f"agent.min-steps: expected at most agent.cap-steps ({self.cap_steps}), got {self.min_steps}"
+            )
+        if self.mode == "policy" and self.price_circuit == self.price_round == self.price_byte == 0:
+            problems.append("agent.price-round: the policy weighs prices, expected one above 0, got three zeros")
+        if not self.policy:
+            problems.append("agent.policy: expected embedded, none or a file, got an empty string")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def regulates(self) -> bool:
+        """Do budgets change from round to round?"""
+        return self.mode != "qfl"
+
+    @property
+    def distills(self) -> bool:
+        """May soft labels enter the QNN's loss (the policy may choose a weight of its own)?"""
+        return self.mode == "policy" or (self.mode != "qfl" and self.distill_weight > 0)
+
+    @property
+    def selection(self) -> Selection:
+        """How the rule selects sites in this mode."""
+        return self.select if self.mode in ("llm-qfl-selected", "policy") else "all"
+
+
+def agent_problems(agent: AgentConfig, *, language: bool) -> list[str]:
+    """Cross checks with the rest of the run config, one line per problem.
+
+    Args:
+        agent: the section.
+        language: is there a language model at all (`language.model` is not `none`)?
+    """
+    if language or agent.mode == "qfl":
+        return []
+    return [f"agent.mode: {agent.mode!r} compares the QNN with a language model, language.model is none; take qfl"]

@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+
+from agent.history import History, RoundRecord, clipped, record_of
+from llm_qfl.federation.types import ClientReport, RoundPlan, RoundSummary, Scores, Spent
+
+
+def report(site, loss, examples=90, rows=10, evaluations=11, server_round=1):
+    scores = Scores(loss * rows, np.array([rows, 0]), np.array([rows, 0]))
+    spent = Spent(evaluations=evaluations, circuits=evaluations * examples)
+    return ClientReport(site, server_round, np.zeros(2), examples, scores, scores, 1.0, 0.9, spent, 2.5, bytes_up=100)
+
+
+def summary(*reports, late=(), validation=None):
+    return RoundSummary(
+        server_round=3,
+        plan=RoundPlan(3, ("a", "b", "c"), 11, 0.1),
+        reports=reports,
+        rejected={},
+        aggregated=True,
+        validation=validation,
+        baseline_validation={},
+        bytes_up=300,
+        bytes_down=400,
+        seconds=6.0,
+        theta_digest="",
+        late=late,
+    )
+
+
+def test_a_round_in_numbers():
+    validation = Scores(4.0, np.array([10, 0]), np.array([9, 0]))
+    late = (report("c", 0.2, evaluations=5, server_round=2),)
+    record = record_of(summary(report("b", 0.5), report("a", 0.3), late=late, validation=validation), {"a": 0.25}, 0.28)
+    assert [(one.site, one.qnn_loss, one.language_loss) for one in record.sites] == [
+        ("a", pytest.approx(0.3), 0.25),
+        ("b", pytest.approx(0.5), None),
+    ]
+    assert record.server_loss == pytest.approx(0.4)
+    assert record.language_loss == 0.28
+    assert record.evaluations == 27  # the late answer was paid for
+    assert record.circuits == 27 * 90
+    assert record.bytes == 700
+    assert record.asked == ("a", "b", "c")
+
+
+def test_the_order_of_replies_changes_nothing():
+    first = record_of(summary(report("b", 0.5), report("a", 0.3)), {"b": 0.4})
+    assert record_of(summary(report("a", 0.3), report("b", 0.5)), {"b": 0.4}) == first
+
+
+def test_b17_the_loss_is_the_returned_points_on_validation_rows():
+    one = report("a", 0.3)
+    assert (one.train_loss_first, one.train_loss_best) == (1.0, 0.9)
+    assert record_of(summary(one), {}).sites[0].qnn_loss == pytest.approx(one.trained.loss)
+
+
+def test_a_site_that_lies_is_clipped():
+    assert clipped({"a": 0.4, "b": 0.5, "c": 1e9}) == {"a": 0.4, "b": 0.5, "c": 1.5}
+    assert clipped({"a": -3.0, "b": 0.5, "c": 0.5})["a"] == 0.0
+    assert clipped({"a": math.nan, "b": math.inf, "c": 0.5}) == {"c": 0.5}
+    assert clipped({"a": math.nan}) == {}
+    record = record_of(summary(report("a", 0.4), report("b", 0.5), report("c", 1e9)), {})
+    assert record.sites[2].qnn_loss == pytest.approx(1.5)
+
+
+def test_losses_that_are_no_numbers_are_none():
+    nan = Scores(math.nan, np.array([10, 0]), np.array([9, 0]))
+    record = record_of(summary(report("a", 0.3), validation=nan), {"a": math.nan}, math.inf)
+    assert record.server_loss is None
+    assert record.language_loss is None
+    assert record.sites[0].language_loss is None
+
+
+def test_distances_by_hand(site):
+    record = RoundRecord(1, (site("a", 0.5, 0.4), site("b", 0.3)), server_loss=0.45)
+    assert record.distances() == pytest.approx({"a": 0.05, "b": 0.15})
+    assert record.distances("language") == pytest.approx({"a": 0.1})
+    assert record.mean_distance == pytest.approx(0.1)
+    assert RoundRecord(1, (site("a"),)).mean_distance is None
+
+
+def test_the_last_answer_of_a_site_counts(site):
+    history = History().then(RoundRecord(1, (site("a", 0.5), site("b", 0.6)), ("a", "b"), server_loss=0.5))
+    history = history.then(RoundRecord(2, (site("a", 0.3),), ("a", "c"), server_loss=0.4, evaluations=7))
+    known = history.known()
+    assert (known["a"].record.qnn_loss, known["a"].server_round) == (0.3, 2)
+    assert known["b"].distance == pytest.approx(0.1)
+    assert history.last_asked() == {"a": 2, "b": 1, "c": 2}
+    assert history.losses() == (0.5, 0.4)
+    assert history.evaluations == 7
