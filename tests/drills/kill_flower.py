@@ -1,10 +1,14 @@
 """Kill drill through Flower's nodes: ClientApps die over paid work; nothing is paid twice, nothing is lost.
 
     python tests/drills/kill_flower.py
+    python tests/drills/kill_flower.py --node
 
 A SuperLink and three SuperNodes on this machine, every site on the loopback service. In round 1 each site's ClientApp
 is ended by SIGKILL at another point. Flower tells the server after about 66 s that it has crashed (its heartbeats are
 not configurable); the server sends the same task again, and the new ClientApp finds its jobs in the site's ledger.
+
+With `--node` one site's SuperNode and all its processes are ended while a job is queued, as when a machine restarts. It
+is started again and has another node id; the server takes it for the site that it says it is.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,14 +35,18 @@ from ibm_service.sites import (
     service_in_environment,
     write_sequences,
 )
+from rich.console import Console
 
-from llm_qfl.cli.deploy_check import deploy
+from llm_qfl.cli.deploy_check import bounded, start_supernode, to_toml
+from llm_qfl.cli.flower import environment, start_superlink
+from llm_qfl.cli.launch import new_log_folder, submit
+from llm_qfl.cli.processes import Processes
+from llm_qfl.cli.screen import Screen
 from llm_qfl.quantum.ibm.errors import LedgerError
 
 HOLD, QUEUE = 1.0, 3.0  # seconds; until the kills are done
 LIMIT = 200.0  # seconds for the kills
 CONFIG = {
-    "server.sites": 3,
     "server.rounds": 2,
     "server.deadline": 200.0,
     "data.test": "federated",
@@ -62,8 +71,8 @@ class Drill:
     """Told the entry's state and the job, if the service has it."""
     pause: float = 0.0
     folder: Path = field(default_factory=Path)
+    whole_node: bool = False
     killed: float | None = None
-    job_known: bool = False
 
 
 def during_the_call(service: LoopbackService, state: str, job: Job | None) -> bool:
@@ -86,23 +95,35 @@ def drills() -> list[Drill]:
     ]
 
 
-def client_app_of(site: str) -> psutil.Process | None:
-    """The process that works on the site's task: somewhere below its SuperNode."""
+def node_drills() -> list[Drill]:
+    return [Drill("one", "SuperNode, job queued", 1, queued, pause=QUEUE / 2, whole_node=True)]
+
+
+class Nodes(Processes):
+    """A SuperNode that ends is no reason to end the run."""
+
+    def check(self) -> None:
+        """Whether the run succeeds is seen in its folder."""
+
+
+def victims_of(drill: Drill) -> list[psutil.Process]:
+    """The ClientApp that works on the site's task, somewhere below its SuperNode; or the node with all that it has."""
     for node in psutil.Process().children(recursive=True):
         try:
             command = " ".join(node.cmdline())
-            if "flower-supernode" not in command or f'site="{site}"' not in command:
+            if "flower-supernode" not in command or f'site="{drill.site}"' not in command:
                 continue
-            for child in node.children(recursive=True):
-                if any(part.endswith("flwr-clientapp") for part in child.cmdline()):
-                    return child
+            children = node.children(recursive=True)
+            apps = [child for child in children if any(part.endswith("flwr-clientapp") for part in child.cmdline())]
         except psutil.NoSuchProcess:
             continue
-    return None
+        if apps:
+            return [node, *children] if drill.whole_node else apps
+    return []
 
 
-def watch(drill: Drill, service: LoopbackService) -> None:
-    """Kill the site's ClientApp at its point, once."""
+def watch(drill: Drill, service: LoopbackService, start_again: Callable[[], None], over: threading.Event) -> None:
+    """Kill at the site's point, once; a SuperNode is started again."""
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         time.sleep(0.02)
@@ -118,41 +139,60 @@ def watch(drill: Drill, service: LoopbackService) -> None:
         if not drill.when(service, entry.state, job):
             continue
         time.sleep(drill.pause)
-        process = client_app_of(drill.site)
-        if process is None:
+        victims = victims_of(drill)
+        if not victims:
             continue
-        process.kill()
-        drill.killed, drill.job_known = time.monotonic(), bool(service.by_tag(entry.tag))
+        for process in victims:
+            process.kill()
+        drill.killed = time.monotonic()
+        if drill.whole_node:
+            time.sleep(1.0)
+            start_again()
+            over.wait()  # Linux ends a child of ours with the thread that started it
         return
 
 
-def run(scratch: Path) -> tuple[list[Drill], LoopbackService, Path]:
-    """The federation with its kills; the sites' parts, the service, and the run folder."""
-    parts = drills()
+def run(scratch: Path, parts: list[Drill]) -> tuple[LoopbackService, Path]:
+    """The federation with its kills; the service, and the run folder."""
     _, files = write_sequences(scratch, [part.site for part in parts], 40)
-    nodes = []
+    nodes = {}
     for part in parts:
         part.folder = scratch / f"node-{part.site}"
         (part.folder / "jobs").mkdir(parents=True)
-        nodes.append({"site": part.site, "data-path": str(files[part.site]), "backend": "ibm:loop_manila",
-                      "folder": str(part.folder)})  # fmt: skip
-    service = LoopbackService(queue=QUEUE, runtime=0.1)
+        nodes[part.site] = {"site": part.site, "data-path": str(files[part.site]), "backend": "ibm:loop_manila",
+                            "folder": str(part.folder)}  # fmt: skip
+    service, home = LoopbackService(queue=QUEUE, runtime=0.1), PROJECT / ".flwr"
     service.hold = HOLD
-    watchers = [threading.Thread(target=watch, args=(part, service), daemon=True) for part in parts]
+    config = CONFIG | {"server.sites": len(parts), "server.output": str(scratch / "runs")}
+    logs, over = new_log_folder(home), threading.Event()
+    with (
+        service_in_environment(service),
+        Nodes(logs, environment(home, PROJECT), PROJECT) as processes,
+        Screen(Console()) as screen,
+    ):
+        address = start_superlink(processes, simulation=False)
+        for node in nodes.values():
+            start_supernode(processes, address, node)
+        watchers = [
+            threading.Thread(
+                target=watch,
+                args=(part, service, partial(start_supernode, processes, address, nodes[part.site]), over),
+                daemon=True,
+            )
+            for part in parts
+        ]
 
-    def ease() -> None:
-        for watcher in watchers:
-            watcher.join()
-        service.hold, service.queue = 0.0, 0.1
+        def ease() -> None:
+            while not all(part.killed for part in parts):
+                time.sleep(0.05)
+            service.hold, service.queue = 0.0, 0.1
 
-    threads = [*watchers, threading.Thread(target=ease, daemon=True)]
-    with service_in_environment(service):
-        for thread in threads:
+        for thread in [*watchers, threading.Thread(target=ease, daemon=True)]:
             thread.start()
-        folder = deploy(PROJECT, nodes, CONFIG | {"server.output": str(scratch / "runs")})
-        for thread in threads:
-            thread.join(LIMIT)
-    return parts, service, folder
+        with bounded(LIMIT + 150):
+            folder = submit(processes, PROJECT, to_toml(config), screen)
+        over.set()
+    return service, folder
 
 
 def verdict(parts: list[Drill], service: LoopbackService, folder: Path) -> list[tuple[str, str, int, int, int]]:
@@ -167,7 +207,8 @@ def verdict(parts: list[Drill], service: LoopbackService, folder: Path) -> list[
     for part in parts:
         assert part.killed is not None, f"{part.site}: nobody was killed {part.point}"
         reason = first["rejected"][part.site]
-        assert reason.endswith("(code 8); task of round 1 is sent again"), reason
+        code = 5 if part.whole_node else 8
+        assert reason.endswith(f"(code {code}); task of round 1 is sent again"), reason
         entries = entries_of(part.folder)
         jobs = [job for entry in entries for job in service.by_tag(entry.tag)]
         done = {entry.job_id for entry in entries if entry.state == "done"}
@@ -184,10 +225,12 @@ def verdict(parts: list[Drill], service: LoopbackService, folder: Path) -> list[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill ClientApps of real Flower nodes over jobs on IBM Quantum")
-    parser.parse_args()
+    parser.add_argument("--node", action="store_true", help="a whole SuperNode in place of three ClientApps")
+    asked = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
-        parts, service, folder = run(Path(scratch))
+        parts = node_drills() if asked.node else drills()
+        service, folder = run(Path(scratch), parts)
         rows = verdict(parts, service, folder)
         seconds = [line["seconds"] for line in rounds_of(folder)]
     print(f"{'site':8}{'point':30}  kills  twice  lost")

@@ -144,3 +144,30 @@ def test_an_exchange_that_brings_only_errors_waits_for_the_late_ones():
     assert nodes_of(ask(grid, 10.0, nodes=(1, 3), ttl=3600.0)) == [2]
     assert {node: error.code for node, error in grid.failed.items()} == {1: 2, 3: 2}
     assert 10.0 < clock.now < 20.0
+
+
+def test_asking_apart_leaves_open_messages_and_their_errors_alone():
+    def silent(task, reply):
+        return None if task.metadata.group_id == "apart" else reply
+
+    def broken(task, reply):
+        return Message(Error(2, "boom"), reply_to=task) if task.metadata.group_id == "apart" else reply
+
+    grid, clock = bounded({1: once(exchanges=2), 2: broken, 3: silent})
+    ask(grid, 10.0, nodes=(1,), ttl=3600.0)
+    failed = dict(grid.failed)
+    apart = [Message(RecordDict(), dst_node_id=n, message_type="query", group_id="apart", ttl=5.0) for n in (1, 2, 3)]
+    started = clock.now
+    assert nodes_of(grid.ask(apart, 5.0)) == [1]
+    assert 5.0 <= clock.now - started < 5.5
+    assert grid.busy == {1}
+    assert grid.failed == failed
+    assert sorted(nodes_of(ask(grid, 10.0, nodes=(2,), ttl=3600.0))) == [1, 2]
+
+
+def test_waiting_ends_when_it_is_so_or_when_the_time_is_over():
+    grid, clock = bounded()
+    grid.wait_until(lambda: clock.now > 2.0, 10.0)
+    assert 2.0 < clock.now < 2.5
+    grid.wait_until(lambda: False, 3.0)
+    assert clock.now == pytest.approx(5.0, abs=0.5)
