@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import click
 import typer
@@ -39,6 +39,11 @@ Overrides = Annotated[
     typer.Option("--run-config", "-c", help="Keys as `flwr run -c` takes them: 'quantum.layers=4 server.rounds=10'."),
 ]
 
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="Folder, hub id or name of the base language model; by default the run's."),
+]
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -65,11 +70,16 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; standard output by default.")
     ] = None,
+    model: Annotated[
+        Literal["qnn", "language"],
+        typer.Option("--with", help="The QNN, or the full language model with the run's adapter."),
+    ] = "qnn",
+    base: Base = None,
 ) -> None:
-    """Predict classes and probabilities for the rows of a CSV, from the run folder alone."""
+    """Predict classes and probabilities for the rows of a CSV, from the run folder (and the base language model)."""
     from llm_qfl.cli.predict import predict_csv, write_text
 
-    text = predict_csv(run, data)
+    text = predict_csv(run, data, model=model, base=base)
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -83,6 +93,23 @@ def report(run: RunFolder) -> None:
     from server_app.report import write_report
 
     typer.echo(str(write_report(run)))
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the full model with the adapter in its weights, not the PEFT folder.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to make; by default RUN-adapter or RUN-merged, here.")
+    ] = None,
+    base: Base = None,
+) -> None:
+    """Write a run's language adapter as a PEFT folder, or merged into the full model; checked against its base."""
+    from llm_qfl.cli.export import export_run
+
+    typer.echo(str(export_run(run, merge=merge, to=to, base=base)))
 
 
 @app.command()

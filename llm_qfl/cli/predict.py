@@ -1,4 +1,4 @@
-"""`llm-qfl predict`: from a run's model folder and a CSV to classes and probabilities."""
+"""`llm-qfl predict`: from a run folder and a CSV to classes and probabilities, with the QNN or the language model."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import numpy as np
 
 from llm_qfl.federation.data.encodings import encode
 from llm_qfl.federation.data.frame import table_from_columns, to_numbers
 from llm_qfl.federation.data.table import Table, Wanted
-from llm_qfl.federation.errors import DataError, RunFolderError
+from llm_qfl.federation.errors import DataError, RecordError, RunFolderError
 from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import Array
 
+Model = Literal["qnn", "language"]
 
-def predict_csv(run: Path, data: Path) -> str:
+
+def predict_csv(run: Path, data: Path, *, model: Model = "qnn", base: str | None = None) -> str:
     """Predictions as CSV: `prediction`, then a column `probability_<class>` for each class, a line per row.
 
     Args:
-        run: a run folder; only its `model/` is read.
+        run: a run folder; its `model/` is read, for `language` its `adapter/` and `config.json`, too.
         data: a CSV file (also `.gz`) with the run's columns, in any order; further columns are not read.
+        model: `qnn`, or `language`: the full language model with the run's adapter.
+        base: for `language`, the base model's folder, hub id or name; default: what the run had.
 
     Raises:
-        RunFolderError: the model folder is missing or damaged.
+        RunFolderError: a folder is missing or damaged.
         DataError: columns are missing, or rows are not what the run had.
+        LanguageError: the language model cannot be had, or is not the one that the adapter was made for.
     """
-    probabilities, class_names = predict_rows(run, data)
+    probabilities, class_names = predict_rows(run, data, model=model, base=base)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["prediction", *(f"probability_{name}" for name in class_names)])
@@ -41,22 +47,42 @@ def predict_csv(run: Path, data: Path) -> str:
     return out.getvalue()
 
 
-def predict_rows(run: Path, data: Path) -> tuple[Array, tuple[str, ...]]:
+def predict_rows(
+    run: Path, data: Path, *, model: Model = "qnn", base: str | None = None
+) -> tuple[Array, tuple[str, ...]]:
     """Probabilities (N, C) and class names.
 
     Raises:
-        RunFolderError, DataError: as `predict_csv`.
+        RunFolderError, DataError, LanguageError: as `predict_csv`.
     """
-    folder = run / "model"
-    if not (folder / "features.json").is_file():
+    if not (run / "model" / "features.json").is_file():
         raise RunFolderError(f"{run}: no model/features.json in it; expected the folder of a finished run")
+    if model == "language":
+        from llm_qfl.cli.predict_language import language_probabilities
+
+        setup = _read_setup(run / "model" / "features.json")
+        return language_probabilities(run, read_rows(data, setup), setup, base), setup.class_names
+    if base is not None:
+        raise RunFolderError("--base names a language model; it goes with --with language alone")
     from llm_qfl.quantum.folder import load_model
 
-    model, theta, about = load_model(folder)
+    qnn, theta, about = load_model(run / "model")
     setup = Setup.from_json(json.dumps(about))
+    if setup.encoding == "language":
+        raise RunFolderError(
+            f"{run}: its QNN reads hidden states of the run's compressed language model, which a run folder does not "
+            "hold; use --with language"
+        )
     table = read_rows(data, setup)
     numbers, _ = encode(table, setup.encoding, k=setup.k)
-    return np.exp(model.log_probabilities(theta, setup.feature_map.transform(numbers))), setup.class_names
+    return np.exp(qnn.log_probabilities(theta, setup.feature_map.transform(numbers))), setup.class_names
+
+
+def _read_setup(path: Path) -> Setup:
+    try:
+        return Setup.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecordError) as error:
+        raise RunFolderError(f"{path}: cannot be read as a run's ({error}); copy it again") from error
 
 
 def read_rows(data: Path, setup: Setup) -> Table:
@@ -66,6 +92,8 @@ def read_rows(data: Path, setup: Setup) -> Table:
         DataError: the file cannot be read, or misses columns, or holds what is no number or base.
     """
     wanted = Wanted(label_column="", classes=setup.class_names, role="fixed", labelled=False)
+    if setup.encoding == "language":
+        wanted = replace(wanted, text_column=setup.columns[0])
     try:
         with _open(data) as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)

@@ -1,0 +1,87 @@
+"""`llm-qfl predict --with language`: the full model with a run's adapter (AdapFu) names the class of each row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_qfl.cli.tuned import TunedAdapter, open_adapter, run_value
+from llm_qfl.federation.data.encodings import encode
+from llm_qfl.federation.data.table import Table
+from llm_qfl.federation.data.text import TextPlan
+from llm_qfl.federation.errors import RunFolderError
+from llm_qfl.federation.setup import Setup
+from llm_qfl.federation.types import Array
+
+if TYPE_CHECKING:
+    from llm_qfl.language.models import BaseModel
+    from llm_qfl.language.route import Route
+
+
+def text_plan(run: Path, setup: Setup) -> tuple[TextPlan, int]:
+    """How the run's rows read as text, and the most tokens of a row.
+
+    Raises:
+        RunFolderError: the run had no language model, or one that writes texts.
+    """
+    if setup.text is None:
+        raise RunFolderError(
+            f"{run}: its model/features.json does not say how rows read as text; expected the folder of a finished run "
+            "with a language model (language.model)"
+        )
+    if run_value(run, "language.task") == "generation":
+        raise RunFolderError(f"{run}: its language model was tuned to write texts, not to name classes; use --with qnn")
+    limit = run_value(run, "language.max-tokens")
+    if not isinstance(limit, int) or isinstance(limit, bool):
+        raise RunFolderError(
+            f"{run}/config.json: expected a number at language.max-tokens, got {limit!r}; copy it again"
+        )
+    return setup.text, limit
+
+
+def language_probabilities(run: Path, table: Table, setup: Setup, base: str | None) -> Array:
+    """p(class | row), (N, C): likelihoods of the label words after each prompt, normalised over the classes.
+
+    Args:
+        run: the run folder.
+        table: the rows.
+        setup: the run's.
+        base: the base model's folder, hub id or name; default: what the run had.
+
+    Raises:
+        RunFolderError: the run has no adapter, or one that names no classes.
+        LanguageError: packages are missing, the base model is another one or not to be had, the adapter does not fit
+            it, or a row does not fit in the tokens.
+    """
+    plan, limit = text_plan(run, setup)
+    tuned = open_adapter(run, base)
+    from llm_qfl.language.scoring import Calibration, LabelScorer
+    from llm_qfl.language.tokens import LabelWords, class_rows
+
+    numbers, _ = encode(table, setup.encoding, k=setup.k)
+    texts = plan.row_texts(table, numbers, np.arange(len(table)))
+    route, base_model = _full_model(run, tuned)
+    words = LabelWords.of(plan.words, base_model.tokenizer)
+    rows = class_rows(plan.prompts(texts), words, base_model.tokenizer, limit=limit)
+    scorer = LabelScorer(rows, cache_of=lambda *_: None)  # each row is seen once: nothing to keep
+    found: Array = np.exp(Calibration.none(len(plan.words)).log_probabilities(scorer.log_likelihoods(route)))
+    return found
+
+
+def _full_model(run: Path, tuned: TunedAdapter) -> tuple[Route, BaseModel]:
+    """The full model with the adapter, in the numbers in which the server scored it on such a machine."""
+    from llm_qfl.language.device import DTYPES, cast_layers, cast_rest, choose_device
+    from llm_qfl.language.export import load_tuned
+    from llm_qfl.language.stack import Stack
+
+    base = tuned.load_base()
+    device = choose_device("auto")
+    halved = device.type == "cuda" and run_value(run, "language.dtype") != "float32"
+    dtype = DTYPES["bfloat16" if halved else "float32"]
+    base.model.to(device)
+    stack = Stack(base.model)
+    cast_layers(stack, range(len(stack)), dtype)
+    cast_rest(stack, dtype)
+    return load_tuned(base, tuned.folder), base
