@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,12 +49,12 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
         entry = self.entry
-        about = asdict(entry) | {"intent": None}
-        intent = {name: getattr(entry.intent, name) for name in ("run", "site", "round", "step", "backend")}
+        about = asdict(entry)
+        intent = about.pop("intent")
         return {
             "key": entry.intent.key,
-            **intent,
-            **{key: value for key, value in about.items() if key != "intent"},
+            **{name: intent[name] for name in ("run", "site", "round", "step", "backend")},
+            **about,
             "tag": entry.tag,
             "qpu_seconds": entry.seconds,
             "qpu_seconds_known": "qpu_seconds" in entry.metrics,
@@ -125,14 +126,13 @@ def show(folder: Path, jobs: Sequence[Job], damaged: Sequence[str], console: Con
         console.print(Text(f"\nrun {run}", style="bold"))
         console.print(_table(of_run, wide=console.width >= _WIDE))
         console.print(Text(_sentence(_totals(of_run))))
-    bad = [job for job in jobs if job.needs_person]
+    bad, place = [job for job in jobs if job.needs_person], shlex.quote(str(folder))
     if bad:
         console.print(Text("\nneeds a person: ended without a result, and is not replaced on its own", style="bold"))
     for job in bad:
-        entry = job.entry
-        console.print(Text(f"  {entry.intent.key[:_KEY_DIGITS]} {entry.state}: {entry.reason or 'no reason given'}"))
-        console.print(Text(f"    pay for another attempt: llm-qfl jobs {folder} --again {entry.intent.key}"),
-                      soft_wrap=True)  # fmt: skip
+        entry, key = job.entry, job.entry.intent.key[:_KEY_DIGITS]
+        console.print(Text(f"  {key} {entry.state}: {entry.reason or 'no reason given'}"))
+        console.print(Text(f"    pay for another attempt: llm-qfl jobs {place} --again {key}"), soft_wrap=True)
     for message in damaged:
         console.print(Text(f"\ndamaged: {message}", style="bold red"))
 

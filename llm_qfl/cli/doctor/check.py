@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_qfl.federation.errors import LlmQflError
+from llm_qfl.federation.errors import ConfigError, LlmQflError
 
+_OF_COURSE = ("nothing was spent", "nothing was submitted")  # a check never spends
 Status = Literal["ok", "warn", "fail", "skipped"]
 
 
@@ -31,24 +32,28 @@ class Check:
 Checked = Check | Sequence[Check]
 
 
-def guarded(name: str, check: Callable[[], Checked]) -> list[Check]:
+def guarded(name: str, check: Callable[[], Checked], advice: str | None = None) -> list[Check]:
     """The check's lines; an exception is a red one with its class and message.
 
     Args:
         name: of the line, where the check raises.
         check: makes one line or several.
+        advice: what to do if it raises; by default what the message says.
     """
     try:
         lines = check()
     except Exception as error:  # noqa: BLE001  the diagnosis must name every failure and go on to the next check
-        return [failure(name, error)]
+        return [failure(name, error, advice)]
     return [lines] if isinstance(lines, Check) else list(lines)
 
 
-def failure(name: str, error: BaseException) -> Check:
+def failure(name: str, error: BaseException, advice: str | None = None) -> Check:
     """An exception as a red line. Our own messages say what is wrong, then, after a semicolon, what to do."""
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, LlmQflError):
-        found, _, advice = text.partition("; ")
-        return Check(name, "fail", f"{type(error).__name__}: {found}", advice)
-    return Check(name, "fail", f"{type(error).__name__}: {text}", "not foreseen: report it with this line")
+    kind = type(error).__name__
+    if isinstance(error, ConfigError) and len(error.problems) > 1:
+        return Check(name, "fail", f"{kind}: " + "\n".join(error.problems), advice or "")
+    parts = (" ".join(str(error).split()) or "no message").split("; ")
+    parts = [part for part in parts if part not in _OF_COURSE]
+    if isinstance(error, LlmQflError) and advice is None:
+        return Check(name, "fail", f"{kind}: {parts[0]}", "; ".join(parts[1:]))
+    return Check(name, "fail", f"{kind}: {'; '.join(parts)}", advice or "not foreseen: report it with this line")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from llm_qfl.cli.doctor.check import Check, failure
 from llm_qfl.cli.doctor.node import Node
@@ -11,8 +13,23 @@ from llm_qfl.federation.errors import DataError
 _CONTENT = re.compile(r"(got|the labels there are) [^;]*")
 
 
-def check_data(node: Node) -> tuple[Check, int | None, int]:
-    """A line about the rows, the number of classes where it is known, and the number of training rows."""
+@dataclass(frozen=True)
+class Rows:
+    """Counts that the other checks need; where the rows cannot be read, the least that could be.
+
+    Attributes:
+        classes: of the labels.
+        train: rows.
+        validation: rows.
+    """
+
+    classes: int = 2
+    train: int = 1
+    validation: int = 1
+
+
+def check_data(node: Node) -> tuple[Check, Rows]:
+    """A line about the rows, and their counts."""
     from client_app.data import census
 
     config, settings = node.config, node.settings
@@ -21,18 +38,21 @@ def check_data(node: Node) -> tuple[Check, int | None, int]:
         found = census(config, settings, settings.site)
     except DataError as error:
         # Some messages quote the cell or label that is wrong: it stays in the file.
-        return failure("data", DataError(_CONTENT.sub(r"\1 something that is not shown here", str(error)))), None, 0
-    rows = {name: count for name, count in found.rows.items() if count}
-    parts = ", ".join(f"{count} {name}" for name, count in rows.items())
-    train = rows.get("train", 0)
-    classes, least = len(found.class_names), int(found.class_counts.min())
-    said = f"{source}: {sum(rows.values())} rows ({parts}), {found.encoding}, {classes} classes, {least} training rows "
-    said += "in the smallest"
-    if not train:
-        return Check("data", "fail", said, "a site without training rows cannot take part"), classes, train
-    if found.sums is None:
-        advice = f"bring more rows: sums of fewer than data.min-rows={config.data.min_rows} do not leave the site"
-        return Check("data", "warn", said, advice), classes, train
-    if not rows.get("validation"):
-        return Check("data", "warn", said, "no validation row: this site's scores will not be known"), classes, train
-    return Check("data", "ok", said), classes, train
+        shown = DataError(_CONTENT.sub(r"\1 something that is not shown here", str(error)))
+        return failure("data", shown), Rows(len(config.data.class_list or ()) or Rows.classes)
+    rows, classes, least = found.rows, len(found.class_names), int(found.class_counts.min())
+    parts = ", ".join(f"{count} {name}" for name, count in rows.items() if count)
+    said = f"{source}: {sum(rows.values())} rows ({parts}), {found.encoding}; {classes} classes, {least} training rows "
+    check = _judged(said + "in the smallest", found.sums is not None, rows, config.data.min_rows)
+    return check, Rows(classes, rows["train"], rows["validation"])
+
+
+def _judged(said: str, sums: bool, rows: Mapping[str, int], min_rows: int) -> Check:
+    if not rows["train"]:
+        return Check("data", "fail", said, "a site without training rows cannot take part: bring more rows")
+    if not sums:
+        advice = f"bring more rows: sums of fewer than data.min-rows={min_rows} do not leave the site"
+        return Check("data", "warn", said, advice)
+    if not rows["validation"]:
+        return Check("data", "warn", said, "no validation row, so this site scores nothing: bring more rows")
+    return Check("data", "ok", said)

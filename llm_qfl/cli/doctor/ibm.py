@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections import Counter
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llm_qfl.cli.doctor.check import Check, guarded
+from llm_qfl.cli.doctor.data import Rows
 from llm_qfl.cli.doctor.node import Node
 from llm_qfl.cli.jobs import read_jobs
 from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.errors import BackendError
 
 ACCOUNT_ADVICE = "set QISKIT_IBM_TOKEN or LLM_QFL_IBM_TOKEN_FILE, or save an account with qiskit-ibm-runtime"
+DEVICE_ADVICE = "name a device of the account that is up and wide enough, or ibm:least-busy; or lower quantum.qubits"
+COST_ADVICE = 'fewer training.steps, rows (training.batch-size) or quantum.shots, training.optimizer="spsa", or more'
+COST_ADVICE += " QPU seconds"
 _RUN = "llm-qfl-doctor"
 """No run is called so: a new run has spent nothing yet."""
 
 
-def check_ibm(node: Node, classes: int, rows: int, *, offline: bool) -> list[Check]:
+def check_ibm(node: Node, rows: Rows, *, offline: bool) -> list[Check]:
     """Account, device and cost, for every device that the site uses.
 
     Args:
         node: as configured.
-        classes: for the readout.
-        rows: that a training step takes.
+        rows: of the site.
         offline: ask nobody; look only at what is on this machine.
     """
     devices = {name: config for name, config in node.places.items() if name.startswith("ibm:")}
@@ -35,8 +43,9 @@ def check_ibm(node: Node, classes: int, rows: int, *, offline: bool) -> list[Che
         asked = [Check(name, "skipped", "not asked (--offline)") for name in devices]
         return [*guarded("IBM account", check_account_here), *asked]
     lines: list[Check] = []
-    for name, config in devices.items():
-        lines += _check_device(node, name, config, classes, rows)
+    with _without_log():
+        for name, config in devices.items():
+            lines += guarded(name, partial(_check_device, node, config, rows))
     return list(dict.fromkeys(lines))  # two devices share their account
 
 
@@ -71,7 +80,7 @@ def check_ledger(node: Node) -> Check:
     said = f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for state, count in states.items())
     bad = sum(job.needs_person for job in jobs)
     if bad:
-        advice = f"look: llm-qfl jobs {node.settings.folder}; let one run again with --again KEY"
+        advice = f"look: llm-qfl jobs {shlex.quote(str(node.settings.folder))}; let one run again with --again KEY"
         return Check("ledger", "warn", f"{said}; {bad} ended without a result", advice)
     open_jobs = sum(job.is_open for job in jobs)
     return Check("ledger", "ok", said + (f"; {open_jobs} are looked up by the next run" if open_jobs else ""))
@@ -85,9 +94,11 @@ def check_budget(node: Node) -> Check:
     spent = sum(job.entry.seconds for job in jobs)
     run, own = node.config.quantum.qpu_seconds, node.settings.qpu_seconds
     said = f"{spent:.1f} s spent or under way; a run may take {run:.1f} s"
+    uses = any(name.startswith("ibm:") for name in node.places)
+    if not uses and not jobs:
+        return Check("QPU budget", "skipped", "no ibm: backend is configured, and nothing was ever spent")
     if own is None:
         advice = "set qpu-seconds in node config: the site's own limit over all runs"
-        uses = any(name.startswith("ibm:") for name in node.places)
         return Check("QPU budget", "warn" if uses else "ok", f"{said}, the site sets no limit", advice if uses else "")
     left = max(own - spent, 0.0)
     said += f", the site {own:.1f} s over all runs: {left:.1f} s left"
@@ -96,57 +107,91 @@ def check_budget(node: Node) -> Check:
     return Check("QPU budget", "warn" if left < run else "ok", said, "a whole run may not fit" if left < run else "")
 
 
-def _check_device(node: Node, name: str, config: QuantumConfig, classes: int, rows: int) -> list[Check]:
+def _check_device(node: Node, config: QuantumConfig, rows: Rows) -> list[Check]:
     from llm_qfl.quantum.circuits import build_circuit
     from llm_qfl.quantum.sampled.angles import AngleCircuit
     from llm_qfl.quantum.sampled.ibm import IbmPointRunner
     from llm_qfl.quantum.scope import Place
 
-    model = build_circuit(config, classes)
-    angles = AngleCircuit(model)
-    place = Place(node.settings.folder, node.settings.qpu_seconds)
+    name, model = config.backend, build_circuit(config, rows.classes)
+    angles, place = AngleCircuit(model), Place(node.settings.folder, node.settings.qpu_seconds)
     with closing(IbmPointRunner(config, angles, model, place)) as points:
-        made = guarded(name, lambda: Check(name, "ok", str(points.runner(config.shots))))
-        if made[0].status == "fail":
-            return made
         runner = points.runner(config.shots)
+
+        def work(count: int) -> Any:  # noqa: ANN401
+            return points.work(np.broadcast_to(np.zeros(len(angles.angles)), (count, len(angles.angles))))
+
         account = guarded("IBM account", lambda: _account(runner))
         if account[0].status == "fail":
             return [*account, Check(name, "skipped", "not asked: no account")]
-        fits = guarded(name, lambda: _lines(name, runner, points.work(_points(1, angles)), slice(1, 2)))
-        if fits[0].status == "fail" and not fits[0].found.startswith("BudgetError"):
-            return [*account, *fits]
-        cost, what = f"cost on {name}", _step(node, angles, rows)
-        if fits[0].status == "fail":
-            return [*account, *guarded(name, lambda: _lines(name, runner, None, slice(1, 2))), _renamed(fits[0], cost)]
-        work = points.work(_points(what[0], angles))
-        step = guarded(cost, lambda: _lines(cost, runner, work, slice(2, 3), what[1]))
-        return [*account, *fits, *step]
+        device = guarded(name, lambda: _device(name, runner, work(1)), DEVICE_ADVICE)
+        if device[0].status == "fail":
+            return [*account, *device]
+        one = _training_step(node, angles, rows) if name == node.quantum.backend else _scoring(rows)
+        cost = guarded(f"cost on {name}", lambda: _cost(name, runner, work, one))
+    return [*account, *device, *cost]
 
 
 def _account(runner: Any) -> Check:  # noqa: ANN401
-    service = runner.connect()
-    return Check("IBM account", "ok", f"{service.account.source} is accepted")
+    return Check("IBM account", "ok", f"{runner.connect().account.source} is accepted")
 
 
-def _lines(name: str, runner: Any, work: Any, which: slice, before: str = "") -> Check:  # noqa: ANN401
-    """Preflight's own words; it spends nothing."""
-    said = "; ".join(line.partition(": ")[2] for line in runner.preflight(work, _RUN)[which])
-    return Check(name, "ok", before + said)
+def _device(name: str, runner: Any, work: Any) -> Check:  # noqa: ANN401
+    from llm_qfl.quantum.ibm.errors import BudgetError
+
+    try:
+        lines = runner.preflight(work, _RUN)
+    except BudgetError:  # the device would take it; the cost has a line of its own
+        lines = runner.preflight()
+    return Check(name, "ok", lines[1].partition(": ")[2])
 
 
-def _points(count: int, angles: Any) -> Any:  # noqa: ANN401
-    return np.broadcast_to(np.zeros(len(angles.angles)), (count, len(angles.angles)))
+def _cost(name: str, runner: Any, work: Callable[[int], Any], task: _Task) -> Check:  # noqa: ANN401
+    """Of one step, which must be within the budgets, and whether a round's steps are.
+
+    Raises:
+        BudgetError: a step is not, with the sum.
+    """
+    from llm_qfl.quantum.ibm.errors import BudgetError
+
+    told = runner.preflight(work(task.points), _RUN)[2].partition(": ")[2]
+    said = f"{task.name}: " + told.replace(" rows,", " points,")  # the runner's rows are the circuit's points
+    try:
+        runner.preflight(work(task.points * task.times), _RUN)
+    except BudgetError as error:
+        over = str(error).partition(";")[0]
+        return Check(f"cost on {name}", "warn", f"{said}; {task.times} of these a round: {over}", COST_ADVICE)
+    return Check(f"cost on {name}", "ok", said + (f"; {task.times} of these a round" if task.times > 1 else ""))
 
 
-def _step(node: Node, angles: Any, rows: int) -> tuple[int, str]:  # noqa: ANN401
-    """Points of one training step, and what it is in words."""
-    training = node.config.training
-    rows = min(rows, training.batch_size) if training.batch_size else rows
+@dataclass(frozen=True)
+class _Task:
+    """What costs: in words, points of the circuit, and how often in a round."""
+
+    name: str
+    points: int
+    times: int = 1
+
+
+def _training_step(node: Node, angles: Any, rows: Rows) -> _Task:  # noqa: ANN401
+    training, count = node.config.training, max(rows.train, 1)
+    count = min(count, training.batch_size) if training.batch_size else count
     per_row = {"adam": 2 * len(angles.trained) + 1, "spsa": 2, "cobyla": 1}[training.optimizer]
-    said = f"a step of {training.optimizer} over {rows} rows ({training.steps} steps a round): "
-    return rows * per_row, said
+    return _Task(f"a step of {training.optimizer} over {count} rows", count * per_row, training.steps)
 
 
-def _renamed(check: Check, name: str) -> Check:
-    return Check(name, check.status, check.found, check.advice)
+def _scoring(rows: Rows) -> _Task:
+    count = max(rows.validation, 1)
+    return _Task(f"scoring {count} validation rows once", count)
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """IBM's client warns of every login with a token; what matters is in the lines."""
+    log = logging.getLogger("qiskit_ibm_runtime")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

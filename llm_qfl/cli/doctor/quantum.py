@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def check_backends(node: Node, classes: int) -> list[Check]:
     lines = []
     for name, config in node.places.items():
         if not name.startswith("ibm:"):
-            lines += guarded(f"backend {name}", lambda config=config: _run_one(config, classes))  # type: ignore[misc]
+            lines += guarded(f"backend {name}", partial(_run_one, config, classes))
     return lines
 
 

@@ -12,12 +12,11 @@ from rich.text import Text
 
 from llm_qfl.cli.doctor import ibm, machine, packages
 from llm_qfl.cli.doctor.check import Check, guarded
-from llm_qfl.cli.doctor.data import check_data
+from llm_qfl.cli.doctor.data import Rows, check_data
 from llm_qfl.cli.doctor.node import Node, read_node
 
 _WORD = {"ok": "ok", "warn": "WARN", "fail": "FAIL", "skipped": "-"}
 _STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
-_ASSUMED_CLASSES, _ASSUMED_ROWS = 2, 1
 
 
 def run_checks(
@@ -50,21 +49,20 @@ def run_checks(
 
 
 def _check_work(node: Node, *, offline: bool) -> Iterator[Check]:
-    """Rows, circuit, backends and jobs; where the rows cannot be read, the rest is tried with two classes."""
+    """Rows, circuit, backends and jobs; where the rows cannot be read, the others are tried with few."""
     from llm_qfl.cli.doctor import quantum
 
-    found: list[int] = []
+    rows = Rows()
 
-    def rows() -> Check:
-        check, classes, train = check_data(node)
-        found.extend([] if classes is None else [classes, train])
+    def data() -> Check:
+        nonlocal rows
+        check, rows = check_data(node)
         return check
 
-    yield from guarded("data", rows)
-    classes, train = found or (len(node.config.data.class_list or ()) or _ASSUMED_CLASSES, _ASSUMED_ROWS)
-    yield from guarded("circuit", lambda: quantum.check_circuit(node, classes))
-    yield from guarded("backend", lambda: quantum.check_backends(node, classes))
-    yield from guarded("IBM Quantum", lambda: ibm.check_ibm(node, classes, max(train, 1), offline=offline))
+    yield from guarded("data", data)
+    yield from guarded("circuit", lambda: quantum.check_circuit(node, rows.classes))
+    yield from guarded("backend", lambda: quantum.check_backends(node, rows.classes))
+    yield from guarded("IBM Quantum", lambda: ibm.check_ibm(node, rows, offline=offline))
     yield from guarded("ledger", lambda: ibm.check_ledger(node))
     yield from guarded("QPU budget", lambda: ibm.check_budget(node))
 
