@@ -1,4 +1,4 @@
-"""Three kills through Flower's nodes; by hand: `python tests/drills/kill_flower.py`."""
+"""Kills through Flower's nodes; by hand: `python tests/drills/kill_flower.py [--node]`."""
 
 import subprocess
 import sys
@@ -11,9 +11,11 @@ DRILL = Path(__file__).with_name("kill_flower.py")
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(420)]
 
 
-def test_client_apps_that_are_killed_pay_for_nothing_twice_and_lose_nothing():
+@pytest.mark.parametrize(("options", "kills"), [([], "3"), (["--node"], "1")])
+def test_what_is_killed_over_paid_jobs_pays_for_nothing_twice_and_loses_nothing(options, kills):
     """A process of its own: the SuperLink, the nodes and the service end with it."""
-    done = subprocess.run([sys.executable, str(DRILL)], check=False, capture_output=True, text=True, timeout=400)
+    command = [sys.executable, str(DRILL), *options]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     (total,) = [line.split() for line in done.stdout.splitlines() if line.startswith("all ")]
-    assert total == ["all", "3", "0", "0"]  # kills, submitted twice, lost
+    assert total == ["all", kills, "0", "0"]  # kills, submitted twice, lost
