@@ -36,6 +36,11 @@ class Node:
         """Backend -> configuration with it: where this site trains, and where it scores if that is elsewhere."""
         return {config.backend: config for config in (self.quantum, self.quantum.scoring)}
 
+    @property
+    def takes_language(self) -> bool:
+        """Does the run have a language model, and has the site not switched it off?"""
+        return self.config.language.enabled and self.settings.language != "no"
+
 
 def read_node(node_config: str, overrides: Sequence[str]) -> tuple[Node | None, list[Check]]:
     """The node, or None where either configuration is wrong, and a line for each.

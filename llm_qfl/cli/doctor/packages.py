@@ -17,8 +17,9 @@ BASE = ""
 PURPOSE = {
     "aer": "shots and fake devices: quantum.backend aer, aer-<fake device>, ibm-local:<fake device>",
     "ibm": "IBM Quantum: quantum.backend ibm:<device>",
-    "language": "language models; no run uses them yet",
 }
+LANGUAGE_AT_SITE = ("peft", "safetensors", "torch", "transformers")
+"""What of the extra `language` a site needs; the others are for the server."""
 _SHOWN = 4
 
 
@@ -28,15 +29,35 @@ def check_packages(node: Node | None) -> list[Check]:
     lines = [_base(wanted[BASE])]
     for extra, purpose in PURPOSE.items():
         missing = problems(wanted.get(extra, []))
-        count = len(wanted.get(extra, []))
         if not missing:
-            lines.append(Check(f"extra {extra}", "ok", f"{count} packages as asked"))
+            lines.append(Check(f"extra {extra}", "ok", f"{len(wanted.get(extra, []))} packages as asked"))
         elif extra in needed:
-            advice = f"pip install '.[{extra}]' -c constraints.txt  (in the checkout)"
-            lines.append(Check(f"extra {extra}", "fail", f"{needed[extra]} needs it: {_some(missing)}", advice))
+            lines.append(
+                Check(f"extra {extra}", "fail", f"{needed[extra]} needs it: {_some(missing)}", _install(extra))
+            )
         else:
             lines.append(Check(f"extra {extra}", "skipped", f"not complete ({_some(missing)}); needed for {purpose}"))
-    return [*lines, _tested([item for extra in (BASE, *needed) for item in wanted.get(extra, [])])]
+    language = [item for item in wanted.get("language", []) if canonicalize_name(item.name) in LANGUAGE_AT_SITE]
+    lines.append(_language(node, language))
+    used = [item for extra in (BASE, *needed) for item in wanted.get(extra, [])]
+    return [*lines, _tested(used)]
+
+
+def _language(node: Node | None, requirements: list[Requirement]) -> Check:
+    """Red only where the rows become numbers by the model; else the site goes on without it."""
+    name, missing = "extra language", problems(requirements)
+    if not missing:
+        return Check(name, "ok", f"{len(requirements)} packages as asked")
+    if node is not None and node.config.data.encoding == "language":
+        return Check(name, "fail", f"data.encoding=language needs it: {_some(missing)}", _install("language"))
+    if node is not None and node.takes_language:
+        said = f"not complete ({_some(missing)}): this site will train the QNN and take no part in the language model"
+        return Check(name, "warn", said, _install("language"))
+    return Check(name, "skipped", f"not complete ({_some(missing)}); needed for language models")
+
+
+def _install(extra: str) -> str:
+    return f"pip install '.[{extra}]' -c constraints.txt  (in the checkout)"
 
 
 def needed_extras(node: Node | None) -> dict[str, str]:
@@ -61,7 +82,9 @@ def wanted_packages() -> dict[str, list[Requirement]]:
     for line in metadata.requires("llm-qfl") or []:
         requirement = Requirement(line)
         marker = requirement.marker
-        extras = [extra for extra in (BASE, *PURPOSE) if marker is None or marker.evaluate({"extra": extra})]
+        extras = [
+            extra for extra in (BASE, *PURPOSE, "language") if marker is None or marker.evaluate({"extra": extra})
+        ]
         for extra in extras[:1] if extras[:1] == [BASE] else extras:  # what holds without an extra is the base's
             found.setdefault(extra, []).append(requirement)
     return found

@@ -190,14 +190,32 @@ def without(monkeypatch, *names, **other):
 
 
 def test_an_extra_is_red_only_where_the_backend_needs_it(monkeypatch, site):
-    without(monkeypatch, "qiskit-aer", "torch")
+    without(monkeypatch, "qiskit-aer")
     lines = doctor("--node-config", site())
-    assert lines["extra aer"]["status"] == lines["extra language"]["status"] == "skipped"
+    assert lines["extra aer"]["status"] == "skipped"
     assert "qiskit-aer is missing" in lines["extra aer"]["found"]
     lines = doctor("--node-config", site('backend="aer"'), code=1)
     assert lines["extra aer"]["status"] == "fail"
     assert "pip install '.[aer]'" in lines["extra aer"]["advice"]
-    assert lines["extra language"]["status"] == "skipped"
+
+
+def test_the_language_extra_is_red_only_where_rows_become_numbers_by_the_model(monkeypatch, site, tmp_path):
+    without(monkeypatch, "torch", "gguf")  # gguf is for the server
+
+    def line(node, config, code=0):
+        return doctor("--node-config", node, "-c", config, code=code)["extra language"]
+
+    assert line(site(), 'language.model="none"')["status"] == "skipped"
+    assert line(site('language="no"'), 'language.model="tiny"')["status"] == "skipped"
+    told = line(site(), 'language.model="tiny"')
+    assert told["status"] == "warn"
+    assert "(torch is missing): this site will train the QNN" in told["found"]
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text,label\n" + "a good day,0\na bad day,1\n" * 20)
+    node = f'site="a" data-path="{texts}" folder="{tmp_path}"'
+    config = 'language.model="tiny" language.dtype="float32" data.encoding="language"'
+    assert line(node, config, code=1)["status"] == "fail"
+    assert doctor("--node-config", node, "-c", config, code=1)["data"]["status"] == "ok"
 
 
 def test_a_base_package_of_another_version_is_red_and_an_untested_one_is_told(monkeypatch):
