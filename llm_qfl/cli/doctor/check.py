@@ -56,4 +56,6 @@ def failure(name: str, error: BaseException, advice: str | None = None) -> Check
     parts = [part for part in parts if part not in _OF_COURSE]
     if isinstance(error, LlmQflError) and advice is None:
         return Check(name, "fail", f"{kind}: {parts[0]}", "; ".join(parts[1:]))
+    if isinstance(error, ModuleNotFoundError):
+        advice = advice or "a package is missing: see the lines of packages and extras"
     return Check(name, "fail", f"{kind}: {'; '.join(parts)}", advice or "not foreseen: report it with this line")

@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.errors import BackendError
 
 ACCOUNT_ADVICE = "set QISKIT_IBM_TOKEN or LLM_QFL_IBM_TOKEN_FILE, or save an account with qiskit-ibm-runtime"
+NETWORK_ADVICE = "IBM's client says the same where it reaches nobody: check the network as well"
 DEVICE_ADVICE = "name a device of the account that is up and wide enough, or ibm:least-busy; or lower quantum.qubits"
 COST_ADVICE = 'fewer training.steps, rows (training.batch-size) or quantum.shots, training.optimizer="spsa", or more'
 COST_ADVICE += " QPU seconds"
@@ -123,7 +124,8 @@ def _check_device(node: Node, config: QuantumConfig, rows: Rows) -> list[Check]:
 
         account = guarded("IBM account", lambda: _account(runner))
         if account[0].status == "fail":
-            return [*account, Check(name, "skipped", "not asked: no account")]
+            advised = replace(account[0], advice=f"{account[0].advice}; {NETWORK_ADVICE}")
+            return [advised, Check(name, "skipped", "not asked: no account")]
         device = guarded(name, lambda: _device(name, runner, work(1)), DEVICE_ADVICE)
         if device[0].status == "fail":
             return [*account, *device]

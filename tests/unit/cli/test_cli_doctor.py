@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
@@ -168,6 +169,23 @@ def test_one_circuit_runs_on_every_simulator(site, backend):
     assert lines["extra aer"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("module", "backend", "line", "options"),
+    [
+        ("qiskit_aer", "aer", "backend aer", []),
+        ("qiskit_ibm_runtime", "aer-FakeManilaV2", "backend aer-FakeManilaV2", []),
+        ("qiskit_ibm_runtime", "ibm:loop_ideal", "IBM account", []),
+        ("qiskit_ibm_runtime", "ibm:loop_ideal", "IBM account", ["--offline"]),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_a_red_line(site, monkeypatch, module, backend, line, options):
+    monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    found = doctor("--node-config", site(f'backend="{backend}"'), *options, code=1)[line]
+    assert found["status"] == "fail"
+    assert "extra" in found["advice"] + found["found"]
+
+
 def test_unknown_and_narrow_devices_are_red_and_scoring_is_tried_too(site):
     lines = doctor("--node-config", site('backend="aer-FakeMannilaV2"'), "-c",
                    'quantum.qubits=6 quantum.evaluation-backend="aer-FakeManilaV2"', code=1)  # fmt: skip
@@ -324,6 +342,7 @@ def test_wrong_token_is_red_and_never_shown(loopback, site, monkeypatch):
     lines = ibm_lines(site, code=1)
     assert lines["IBM account"]["status"] == "fail"
     assert "CredentialsError" in lines["IBM account"]["found"]
+    assert "check the network" in lines["IBM account"]["advice"]
     assert lines["ibm:loop_ideal"]["status"] == "skipped"
     assert "wrong-token" not in json.dumps(lines)
 
