@@ -1,0 +1,250 @@
+"""Decides every round of a run: the fixed plan's budget, a rule, or the policy with the rule behind it.
+
+    decider.decide(server_round, sites) -> Decision     before a round
+    decider.close(record) -> reward                     after it
+
+It keeps the history and the sites' budgets, and nothing else; equal inputs give equal decisions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from agent import shield as guard
+from agent.actions import Action, Clients, Halt
+from agent.budgets import remaining
+from agent.choice import Deadline, Fallback, Probabilities, Scorer, Trust, ask, pick
+from agent.decisions import Decision, Proposal
+from agent.history import History, RoundRecord
+from agent.rewards import DEFAULT as REWARD
+from agent.rewards import step_reward
+from agent.rules import Regulated, Regulation, regulate_sites
+from agent.selection import Selector
+from agent.state import Setting, State, state_of
+from agent.termination import Stop, Termination
+from llm_qfl.federation.config_agent import AgentConfig
+from llm_qfl.federation.errors import FederationError
+from llm_qfl.federation.seeding import SERVER, stream
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a run has at hand.
+
+    Attributes:
+        seed: `server.seed`.
+        first_budget: evaluations of a site that has none yet (`training.steps`).
+        shots: `quantum.shots`.
+        teaches: do sites have soft labels?
+        samples: does any site's backend sample?
+        scorer: the loaded policy, or None.
+        missing: why there is none.
+        ranges: the state's buckets that the policy was trained on, by name.
+    """
+
+    seed: int
+    first_budget: int
+    shots: int
+    teaches: bool = False
+    samples: bool = False
+    scorer: Scorer | None = None
+    missing: str = "no policy was loaded"
+    ranges: Mapping[str, tuple[int, int]] | None = None
+
+
+class Decider:
+    """One run's decisions.
+
+    Args:
+        agent: the run config's section; any mode but `qfl`, whose plan needs no decisions.
+        setting: what stays the same.
+        means: what the run has at hand.
+    """
+
+    def __init__(self, agent: AgentConfig, setting: Setting, means: Means) -> None:
+        self.agent, self.setting, self.means = agent, setting, means
+        self.history = History()
+        self.decisions: list[Decision] = []
+        self._regulation = Regulation.of(agent, setting.cost)
+        self._stops = Termination.of(agent, setting.classes, setting.rounds)
+        self._selector = Selector.of(agent, means.seed)
+        self._deadline = Deadline(agent.decision_timeout)
+        self._trust = Trust(agent.max_entropy, agent.min_probability, agent.regress_rounds, agent.stop_tolerance)
+        self._budgets: dict[str, int] = {}  # what every site was given last
+        self._next: dict[str, int] = {}  # what the rule makes of that
+        self._regulated: dict[str, Regulated] = {}
+
+    def decide(self, server_round: int, sites: Sequence[str]) -> Decision:
+        """The plan of one round; a stop has no sites.
+
+        Args:
+            server_round: from 1.
+            sites: those that are there and free, in any order.
+        """
+        began = time.perf_counter()
+        rule = self._rule(server_round, sites)
+        decision = self._by_rule(server_round, rule)
+        if self.agent.mode == "policy":
+            decision = self._by_policy(server_round, sites, rule)
+        decision = replace(decision, milliseconds=1000 * (time.perf_counter() - began))
+        self.decisions.append(decision)
+        self._budgets |= decision.budgets
+        self._next |= decision.budgets
+        return decision
+
+    def close(self, record: RoundRecord) -> float | None:
+        """Take a closed round in.
+
+        Returns:
+            The newest reward that is known: of the decision of `reward_round`; None without validation.
+
+        Raises:
+            FederationError: a round that was closed before.
+        """
+        if self.history.rounds and record.server_round <= self.history.rounds[-1].server_round:
+            raise FederationError(
+                f"decisions: expected a round after {self.history.rounds[-1].server_round}, got "
+                f"{record.server_round}: it was closed before"
+            )
+        self.history = self.history.then(record)
+        self._next, self._regulated = regulate_sites(self._regulation, self._next, record)
+        losses = [one.server_loss for one in self.history.rounds]
+        before, after = (losses[-2], losses[-1]) if len(losses) > 1 else (None, None)
+        first = next((loss for loss in losses if loss is not None), None)
+        if before is None or after is None or not first:  # a first loss of 0 leaves nothing to win
+            return None
+        earned = self.history.rounds[-1 - self.setting.lag]
+        violated = any(one.server_round == earned.server_round and one.edits for one in self.decisions)
+        cost = self.setting.prices.of_round(earned) / self.setting.full_cost if self.setting.full_cost else 0.0
+        return step_reward(after - before, first, cost, REWARD, violated=violated)
+
+    @property
+    def reward_round(self) -> int | None:
+        """The round whose decision earned what `close` gave last."""
+        closed = len(self.history.rounds)
+        return self.history.rounds[-1 - self.setting.lag].server_round if closed > self.setting.lag else None
+
+    def _rule(self, server_round: int, sites: Sequence[str]) -> Proposal:
+        """What the ratio rule does in this round."""
+        left = remaining(self.agent.budget, self.history.evaluations)
+        stop = self._stops.check(self.history, left, self._smallest(len(sites)))
+        if stop is not None:
+            return Proposal((), {}, self.agent.selection, stop=stop)
+        count = self._selector.count(self.agent.fraction, len(sites))
+        chosen = self._selector.choose(self.agent.selection, count, self.history, sites, server_round)
+        budgets = {site: self._next.get(site, self.means.first_budget) for site in chosen.sites}
+        return Proposal(chosen.sites, budgets, self.agent.selection, chosen.forced)
+
+    def _smallest(self, there: int) -> int:
+        """Evaluations of the smallest round that is worth sending."""
+        return self.setting.cost.least * min(max(self.agent.min_clients, 1), max(there, 1))
+
+    def _limits(self, there: int) -> guard.Limits:
+        return guard.Limits(
+            cost=self.setting.cost,
+            least=self._regulation.least,
+            cap=self._regulation.cap,
+            left=remaining(self.agent.budget, self.history.evaluations),
+            there=there,
+            teaches=self.means.teaches,
+            samples=self.means.samples,
+            min_clients=self.agent.min_clients,
+            patience=self.agent.stop_patience,
+        )
+
+    def _by_rule(self, server_round: int, rule: Proposal, fallback: Fallback | None = None) -> Decision:
+        held = guard.shield(rule.budgets, self._limits(len(rule.sites)))
+        stop = rule.stop
+        if stop is None and not held.affordable:
+            stop = Stop("budget", held.edits[-1])
+        return Decision(
+            server_round=server_round,
+            by="rule",
+            sites=() if stop else rule.sites,
+            budgets={} if stop else held.budgets,
+            weight=self.agent.distill_weight if self.means.teaches else 0.0,
+            shots=self.means.shots,
+            stop=stop,
+            select=rule.select,
+            rule=rule,
+            edits=held.edits,
+            forced=rule.forced,
+            fallback=fallback,
+            regulated=self._regulated,
+        )
+
+    def _by_policy(self, server_round: int, sites: Sequence[str], rule: Proposal) -> Decision:
+        if rule.stop is not None and rule.stop.rule in ("rounds", "budget"):
+            return self._by_rule(server_round, rule)
+        budgets = self._standing(sites)
+        limits = self._limits(len(sites))
+        state = state_of(self.history, self.setting, budgets, sites, server_round)
+        masked = guard.mask(limits, budgets, self.history, self._stops)
+        chosen, probabilities = self._choose(server_round, state, masked)
+        if isinstance(chosen, Action):
+            decision = self._carry_out(server_round, sites, chosen, limits)
+        else:
+            decision = self._by_rule(server_round, rule, chosen)
+        return replace(decision, state=state, rule=rule, masked=masked.reasons, probabilities=probabilities)
+
+    def _standing(self, sites: Sequence[str]) -> dict[str, int]:
+        """Budgets as they stand; a site that has none yet stands where the others do."""
+        usual = int(median(self._budgets.values())) if self._budgets else self.means.first_budget
+        return {site: self._budgets.get(site, usual) for site in sites}
+
+    def _choose(self, server_round: int, state: State, masked: guard.Masked) -> tuple[Action | Fallback, Probabilities]:
+        """The policy's action, or why the rule decides; and the probabilities, where it was asked."""
+        before = self._unasked(server_round, state, masked)
+        if isinstance(before, Fallback):
+            return before, {}
+        found = ask(before, state.text(), masked.allowed, self._deadline)
+        if isinstance(found, Fallback):
+            return found, {}
+        if (unsure := self._trust.doubts(found, masked.allowed)) is not None:
+            return unsure, found
+        draw = stream(self.means.seed, SERVER, server_round, "policy") if self.agent.choice == "sample" else None
+        return pick(found, draw), found
+
+    def _unasked(self, server_round: int, state: State, masked: guard.Masked) -> Fallback | Scorer:
+        """Why the policy is not even asked, or the policy."""
+        if not self.history.rounds:
+            return Fallback("no history", "no round has closed yet")
+        if server_round <= (closed := self.history.rounds[-1].server_round):
+            return Fallback("stale", f"round {server_round} was closed: the last closed round is {closed}")
+        if self.means.scorer is None:
+            return Fallback("missing model", self.means.missing)
+        if masked.empty:
+            return Fallback("masked", f"no option of {', '.join(masked.empty)} is allowed")
+        if outside := state.outside(self.means.ranges or {}):
+            return Fallback("out of range", "; ".join(outside))
+        return self._trust.regressed(self.history) or self.means.scorer
+
+    def _carry_out(self, server_round: int, sites: Sequence[str], action: Action, limits: guard.Limits) -> Decision:
+        """The policy's action, shielded."""
+        count = action.clients.count(len(sites))
+        mode = "all" if action.clients is Clients.ALL else action.select.mode
+        chosen = self._selector.choose(mode, count, self.history, sites, server_round)
+        standing = self._standing(chosen.sites)
+        held = guard.shield(guard.local_budgets(action, limits, standing), limits)
+        stop = None
+        if action.stop is Halt.STOP:
+            stop = Stop("policy", "the policy chose to stop; the shield allowed it")
+        elif not held.affordable:
+            stop = Stop("budget", held.edits[-1])
+        return Decision(
+            server_round=server_round,
+            by="policy",
+            sites=() if stop else chosen.sites,
+            budgets={} if stop else held.budgets,
+            weight=action.weight.weight,
+            shots=action.shots.of(self.means.shots),
+            stop=stop,
+            select=mode,
+            action=action,
+            edits=held.edits,
+            forced=chosen.forced,
+            regulated=self._regulated,
+        )

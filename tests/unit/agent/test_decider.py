@@ -1,0 +1,301 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from agent.actions import SIZES, Budget, Clients, Halt, Lambda, Select
+from agent.budgets import StepCost
+from agent.decider import Decider, Means
+from agent.decisions import conduct, decision_line
+from agent.history import RoundRecord, SiteRecord
+from agent.prices import Prices
+from agent.state import Setting
+from llm_qfl.federation.config_agent import AgentConfig
+from llm_qfl.federation.errors import FederationError
+
+COST = StepCost(10, 1, 11)
+SITES = [f"site-{n:04d}" for n in range(6)]
+PRICES = Prices(0.0, 1.0, 0.0)
+
+
+class Says:
+    """A policy that always says the same; it remembers what it was asked."""
+
+    def __init__(self, sureness=0.9, **options):
+        self.options, self.sureness, self.asked = options, sureness, []
+
+    def probabilities(self, text, allowed):
+        self.asked.append((text, allowed))
+        found = {}
+        for name, size in SIZES.items():
+            flags = np.array(allowed[name], float)
+            weights = flags * (1 - self.sureness) / size
+            wanted = self.options.get(name)
+            at = 0 if wanted is None else list(type(wanted)).index(wanted)
+            at = at if flags[at] else int(flags.argmax())
+            weights[at] += self.sureness
+            found[name] = weights / weights.sum()
+        return found
+
+
+def decider(mode="policy", scorer=None, setting=None, means=None, **agent):
+    values = {"fairness_window": 0, "stop_plateau": 0.0, "stop_align": 0.0, **agent}
+    setting = {"rounds": 20, "classes": 2, "cost": COST, "prices": PRICES, **(setting or {})}
+    given = {"seed": 7, "first_budget": 51, "shots": 1024, "teaches": True, "scorer": scorer, **(means or {})}
+    return Decider(AgentConfig(mode=mode, **values), Setting(**setting), Means(**given))
+
+
+def answer(decision, losses, language=0.4, server=0.5, number=None):
+    sites = tuple(SiteRecord(site, 100, losses[SITES.index(site)], language) for site in decision.sites)
+    evaluations = sum(COST.spent(budget) for budget in decision.budgets.values())
+    return RoundRecord(
+        number or decision.server_round, sites, decision.sites, server_loss=server, evaluations=evaluations
+    )
+
+
+LOSSES = [0.50, 0.52, 0.60, 0.70, 0.80, 0.90]
+
+
+def test_llm_qfl_all_regulates_every_sites_budget():
+    run = decider("llm-qfl-all")
+    first = run.decide(1, SITES[::-1])
+    assert first.budgets == dict.fromkeys(SITES, 51)
+    assert (first.by, first.select, first.weight, first.shots, first.stop) == ("rule", "all", 0.3, 1024, None)
+    run.close(answer(first, LOSSES))
+    second = run.decide(2, SITES)
+    assert second.budgets == {
+        site: math.floor(51 * loss / 0.4 + 1e-9) for site, loss in zip(SITES, LOSSES, strict=True)
+    }
+    assert {one.fired for one in second.regulated.values()} == {"grew"}
+
+
+def test_b08_selected_sites_are_the_ones_that_train():
+    run = decider("llm-qfl-selected", fraction=0.34)
+    plan = run.decide(1, SITES)
+    for number in (1, 2, 3):  # two of six a round: everybody has answered then
+        assert len(plan.sites) == 2
+        run.close(answer(plan, LOSSES))
+        plan = run.decide(number + 1, SITES)
+    assert plan.sites == (SITES[0], SITES[1])  # nearest to .5
+    assert set(plan.budgets) == set(plan.sites)
+
+
+def test_b22_equal_inputs_give_equal_decisions():
+    def play(order):
+        run = decider("llm-qfl-selected", select="random", fairness_window=4)
+        plans = []
+        for number in range(1, 8):
+            plan = run.decide(number, order)
+            run.close(answer(plan, LOSSES))
+            plans.append((plan.sites, plan.budgets))
+        return plans
+
+    assert play(SITES) == play(SITES[::-1])
+
+
+def test_without_soft_labels_nothing_is_distilled():
+    assert decider("llm-qfl-all", means={"teaches": False}).decide(1, SITES).weight == 0
+
+
+def test_b07_a_plateau_ends_the_run_with_a_reason():
+    run = decider("llm-qfl-all", stop_plateau=0.01, stop_after=3, stop_patience=2)
+    stops = []
+    for number in range(1, 5):
+        plan = run.decide(number, SITES)
+        stops.append(plan.stop)
+        if plan.stop is None:
+            run.close(answer(plan, LOSSES, server=0.4))
+    assert stops[:3] == [None, None, None]
+    assert stops[3].rule == "plateau"
+    assert plan.sites == ()
+    assert plan.budgets == {}
+    json.dumps(decision_line(plan), allow_nan=False)
+
+
+def test_the_run_budget_is_never_passed():
+    run = decider("llm-qfl-all", budget=1000)
+    spent = 0
+    for number in range(1, 30):
+        plan = run.decide(number, SITES)
+        if plan.stop is not None:
+            break
+        record = answer(plan, LOSSES)
+        spent += record.evaluations
+        run.close(record)
+    assert plan.stop.rule == "budget"
+    assert 1000 - 6 * 11 < spent <= 1000
+    assert any("left" in edit for one in run.decisions for edit in one.edits)
+
+
+def policy_run(scorer, rounds=3, losses=LOSSES, server=0.5, **more):
+    run = decider(scorer=scorer, **more)
+    for number in range(1, rounds + 1):
+        plan = run.decide(number, SITES)
+        if number < rounds:
+            run.close(answer(plan, losses, server=server))
+    return run, plan
+
+
+def test_the_policy_decides_from_the_second_round():
+    scorer = Says(budget=Budget.STEPS_2, clients=Clients.TWO, weight=Lambda.LOW, select=Select.ALIGN)
+    run, plan = policy_run(scorer, fraction=1.0)
+    assert [one.by for one in run.decisions] == ["rule", "policy", "policy"]
+    assert run.decisions[0].fallback.reason == "no history"
+    assert plan.budgets == {SITES[0]: 21, SITES[1]: 21}
+    assert plan.weight == 0.1
+    assert plan.rule is not None  # what the rule would have done is on record
+    assert set(plan.rule.budgets) != set()
+    assert plan.state.text() == scorer.asked[-1][0]
+    assert not any(site in scorer.asked[-1][0] for site in SITES)
+    summed = conduct("policy", run.decisions, 0.2)
+    assert (summed.kind, summed.with_history, summed.fallbacks, summed.fallback_rate) == ("policy", 2, 0, 0.0)
+
+
+def test_scales_follow_what_a_site_was_given_last():
+    scorer = Says(budget=Budget.DOUBLE, clients=Clients.ALL)
+    run, _ = policy_run(scorer, fraction=1.0)
+    assert [set(one.budgets.values()) for one in run.decisions] == [{51}, {102}, {204}]
+
+
+def test_a_new_site_stands_where_the_others_do():
+    scorer = Says(budget=Budget.SAME, clients=Clients.ALL)
+    run = decider(scorer=scorer)
+    plan = run.decide(1, SITES[:4])
+    run.close(answer(plan, LOSSES))
+    scorer.options["budget"] = Budget.STEPS_1
+    run.close(answer(run.decide(2, SITES[:4]), LOSSES))
+    scorer.options["budget"] = Budget.SAME
+    assert run.decide(3, SITES).budgets == dict.fromkeys(SITES, 11)
+
+
+def test_the_policy_may_stop_only_when_the_shield_allows():
+    scorer = Says(stop=Halt.STOP, clients=Clients.ALL)
+    run, plan = policy_run(scorer, rounds=3, server=0.4, stop_after=4, stop_patience=2)
+    assert plan.stop is None
+    assert "stop yes" in plan.masked
+    assert plan.probabilities["stop"][1] == 0
+    run, plan = policy_run(scorer, rounds=6, server=0.4, stop_after=4, stop_patience=2)
+    stopped = next(one for one in run.decisions if one.stop is not None)
+    assert (stopped.server_round, stopped.stop.rule, stopped.sites) == (5, "policy", ())
+
+
+def test_the_fairness_window_holds_under_the_policy():
+    scorer = Says(budget=Budget.STEPS_1, clients=Clients.TWO, select=Select.ALIGN)
+    run, _ = policy_run(scorer, rounds=12, fairness_window=3)
+    for start in range(1, 10):
+        assert set().union(*(one.sites for one in run.decisions[start : start + 3])) == set(SITES)
+    assert any(one.forced for one in run.decisions)
+
+
+class Raises:
+    def probabilities(self, text, allowed):
+        raise RuntimeError("broken")
+
+
+class Nan(Says):
+    def probabilities(self, text, allowed):
+        return {name: value * np.nan for name, value in super().probabilities(text, allowed).items()}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "more", "reason"),
+    [
+        (None, {"means": {"missing": "agent.policy: no such file"}}, "missing model"),
+        (Nan(), {}, "not finite"),
+        (Raises(), {}, "scorer failed"),
+        (Says(sureness=0.0), {}, "entropy"),
+        (Says(), {"means": {"ranges": {"noise": (3, 4)}}}, "out of range"),
+        (Says(), {"min_clients": 7}, "masked"),
+    ],
+)
+def test_drills_end_in_the_rule_with_their_reason(scorer, more, reason):
+    run, plan = policy_run(scorer, **more)
+    assert (plan.by, plan.fallback.reason) == ("rule", reason)
+    assert plan.sites == plan.rule.sites != ()
+    assert plan.budgets == plan.rule.budgets
+    line = decision_line(plan)
+    assert line["fallback"]["reason"] == reason
+    assert line["fallback"]["why"]
+    json.dumps(line, allow_nan=False)
+    summed = conduct("policy", run.decisions, 0.2)
+    assert (summed.kind, summed.fallback_rate, summed.reasons) == ("rule", 1.0, {reason: 2})
+
+
+def test_drill_one_client_left():
+    run = decider(scorer=Says())
+    run.close(answer(run.decide(1, SITES), LOSSES))
+    plan = run.decide(2, SITES[:1])
+    assert (plan.by, plan.fallback.reason, plan.sites) == ("rule", "masked", (SITES[0],))
+
+
+def test_drill_regression():
+    run = decider(scorer=Says(clients=Clients.ALL))
+    for number, loss in enumerate((0.4, 0.6, 0.6), 1):
+        run.close(answer(run.decide(number, SITES), LOSSES, server=loss))
+    assert run.decide(4, SITES).fallback.reason == "regression"
+
+
+def test_drill_a_stale_round():
+    run = decider(scorer=Says())
+    first = run.decide(1, SITES)
+    run.close(answer(first, LOSSES))
+    assert run.decide(1, SITES).fallback.reason == "stale"
+    with pytest.raises(FederationError, match="closed before"):
+        run.close(answer(first, LOSSES))
+
+
+def test_drill_an_adversary_moves_nobody_elses_budget():
+    def second(loss):
+        from agent.history import clipped
+
+        run = decider("llm-qfl-all")
+        plan = run.decide(1, SITES)
+        losses = clipped(dict(zip(SITES, [*LOSSES[:5], loss], strict=True)))
+        run.close(answer(plan, [losses[site] for site in SITES]))
+        return run.decide(2, SITES).budgets
+
+    honest, lying = second(0.9), second(1e12)
+    assert {site: honest[site] for site in SITES[:5]} == {site: lying[site] for site in SITES[:5]}
+    assert lying[SITES[5]] <= 3 * 51 * 0.7 / 0.4 + 1
+
+
+def test_a_fifth_of_fallbacks_is_still_the_policys_run():
+    run, _ = policy_run(Says(clients=Clients.ALL), rounds=6)
+    fallen = policy_run(Nan(), rounds=3)[0].decisions[1:]
+    assert conduct("policy", run.decisions, 0.2).kind == "policy"
+    assert conduct("policy", [*run.decisions[:5], fallen[0]], 0.2).kind == "policy"  # 1 of 5
+    assert conduct("policy", [*run.decisions[:5], *fallen], 0.2).kind == "rule"  # 2 of 6
+    assert conduct("llm-qfl-all", run.decisions, 0.2).kind == "llm-qfl-all"
+    assert conduct("policy", [], 0.2).kind == "rule"
+
+
+def test_rewards_arrive_when_their_loss_is_known():
+    run = decider("llm-qfl-all", setting={"rounds": 10})
+    assert run.close(answer(run.decide(1, SITES), LOSSES, server=0.6)) is None
+    reward = run.close(answer(run.decide(2, SITES), LOSSES, server=0.45))
+    assert reward == pytest.approx(0.25 - 0.1)  # a quarter of the loss; one of ten rounds' cost
+    assert run.reward_round == 2
+    late = decider("llm-qfl-all", setting={"rounds": 10, "lag": 1})
+    late.close(answer(late.decide(1, SITES), LOSSES, server=0.6))
+    assert late.reward_round is None
+    assert late.close(answer(late.decide(2, SITES), LOSSES, server=0.45)) == pytest.approx(0.15)
+    assert late.reward_round == 1  # federated validation scores what was sent
+
+
+def test_a_line_says_all_of_it():
+    scorer = Says(budget=Budget.STEPS_2, clients=Clients.TWO)
+    _, plan = policy_run(scorer)
+    line = json.loads(json.dumps(decision_line(plan, reward=0.1, reward_round=2), allow_nan=False))
+    assert line["round"] == 3
+    assert line["by"] == "policy"
+    assert line["action"]["budget"] == "2"
+    assert sum(line["probabilities"]["budget"].values()) == pytest.approx(1)
+    assert line["probabilities"]["stop"]["yes"] == 0
+    assert line["plan"]["budgets"] == {site: 21 for site in plan.sites}  # noqa: C420
+    assert set(line["rule"]["sites"]) == set(plan.rule.sites)
+    assert all(one["why"] for one in line["regulated"].values())
+    assert line["regulated"]
+    assert (line["reward"], line["reward_of_round"]) == (0.1, 2)
+    assert line["milliseconds"] >= 0
+    assert line["state_hash"] == plan.state.digest()
