@@ -85,12 +85,11 @@ def _card(tuned: TunedAdapter) -> str:
             f"base_model: {read.base_name}",
             "tags: [federated-learning, merged-lora]",
             "---",
-            f"# {read.base_name} with an adapter tuned federated on a compressed model (FedBiOT)",
+            f"# {read.base_name} with an adapter tuned in a federation",
             "",
-            f"`{read.base_name}`, SHA-256 `{read.base_digest}`, with a LoRA (rank {read.spec.rank}, alpha "
-            f"{read.spec.alpha:g}, {read.spec.modules}) on layers {list(read.layers)} added to its weights: the sum in "
-            "float32, rounded",
-            "once to the numbers that the model is stored in. It needs no PEFT:",
+            f"`{read.base_name}`, SHA-256 `{read.base_digest}`, with a LoRA (rank {read.spec.rank}, alpha",
+            f"{read.spec.alpha:g}, {read.spec.modules}) on layers {list(read.layers)} added to its weights: the sum in",
+            "float32, rounded once to the numbers that the model is stored in. It needs no PEFT:",
             "",
             "```python",
             "from transformers import AutoModelForCausalLM",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_qfl.cli.tuned import TunedAdapter, open_adapter, run_value
+from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.data.encodings import encode
 from llm_qfl.federation.data.table import Table
 from llm_qfl.federation.data.text import TextPlan
@@ -44,6 +45,8 @@ def text_plan(run: Path, setup: Setup) -> tuple[TextPlan, int]:
 def language_probabilities(run: Path, table: Table, setup: Setup, base: str | None) -> Array:
     """p(class | row), (N, C): likelihoods of the label words after each prompt, normalised over the classes.
 
+    Nothing is calibrated: they are those behind the run's plain AdapFu scores.
+
     Args:
         run: the run folder.
         table: the rows.
@@ -58,13 +61,13 @@ def language_probabilities(run: Path, table: Table, setup: Setup, base: str | No
     plan, limit = text_plan(run, setup)
     tuned = open_adapter(run, base)
     from llm_qfl.language.scoring import Calibration, LabelScorer
-    from llm_qfl.language.tokens import LabelWords, class_rows
+    from llm_qfl.language.task import TaskView
 
     numbers, _ = encode(table, setup.encoding, k=setup.k)
     texts = plan.row_texts(table, numbers, np.arange(len(table)))
     route, base_model = _full_model(run, tuned)
-    words = LabelWords.of(plan.words, base_model.tokenizer)
-    rows = class_rows(plan.prompts(texts), words, base_model.tokenizer, limit=limit)
+    config = LanguageConfig().model_copy(update={"max_tokens": limit})
+    rows = TaskView.of(plan, config, base_model.tokenizer).prompts(texts)
     scorer = LabelScorer(rows, cache_of=lambda *_: None)  # each row is seen once: nothing to keep
     found: Array = np.exp(Calibration.none(len(plan.words)).log_probabilities(scorer.log_likelihoods(route)))
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_qfl.federation.errors import LanguageError, RunFolderError
-from llm_qfl.federation.settings import default_folder
+from llm_qfl.federation.settings import default_folder, project_folder
 
 if TYPE_CHECKING:
     from llm_qfl.language.export import AdapterFolder
@@ -93,7 +93,7 @@ def open_adapter(run: Path, base: str | None = None) -> TunedAdapter:
     if not (folder / BASE_FILE).is_file():
         raise RunFolderError(
             f"{run}: no {ADAPTER}/{BASE_FILE} in it; expected the folder of a finished run with a language model "
-            "(language.model)"
+            "(language.model) whose sites' adapters were averaged (language.method is not local)"
         )
     read = read_adapter(folder)
     _check_config(folder, read)
@@ -138,7 +138,9 @@ def _models() -> Path:
 def _configured(run: Path) -> str | None:
     """The base model as the run had it: the adapter folder keeps a local folder's last name only."""
     name = run_value(run, "language.model")
-    return name if isinstance(name, str) and name != "none" else None
+    if not isinstance(name, str) or name == "none":
+        return None
+    return str(project_folder() / name) if name.startswith(".") else name  # as the server read it
 
 
 def _check_config(folder: Path, read: AdapterFolder) -> None:

@@ -219,6 +219,36 @@ class TestRefusals:
             self.ask("no room on disk for the", folder, data, arguments)
 
 
+@pytest.mark.filterwarnings(OLD_NAME)
+def test_a_relative_base_folder_starts_at_the_project(folder, data, tmp_path, monkeypatch):
+    base = load_base("tiny-6", tmp_path)
+    project = tmp_path / "project"
+    base.model.save_pretrained(project / "models" / "base")
+    base.tokenizer.save_pretrained(project / "models" / "base")
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    make_run(fresh, project / "models" / "base")
+    config = json.loads((fresh / "config.json").read_text())
+    config["config"]["language.model"] = "./models/base"
+    (fresh / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("LLM_QFL_PROJECT", str(project))
+    assert predictions(fresh, data, "--with", "language").shape == (3, 2)
+
+
+def test_rows_of_columns(folder, data, tmp_path):
+    """The words that the run chose for its columns are what the model reads."""
+    plan = TextPlan("levels", "{row}\nClass:", CLASSES, (1,), ("width",), (2.0,), (1.0,))
+    numbers = FeatureMap("none", np.zeros(2), np.ones(2), np.eye(2))
+    setup = Setup(CLASSES, "columns", 4, ("height", "width"), numbers, plan)
+    (folder / "model" / "features.json").write_text(json.dumps(setup.to_dict()))
+    (tmp_path / "rows.csv").write_text("width,height\n2.1,5\n9,5\n1.9,-7\n")
+    found = predictions(folder, tmp_path / "rows.csv", "--with", "language")
+    np.testing.assert_array_equal(found[0], found[2])  # both average
+    assert not np.array_equal(found[0], found[1])
+    (tmp_path / "rows.csv").write_text("width,height\nwide,5\n")
+    refused("column 'width' is not numeric", "predict", folder, tmp_path / "rows.csv", "--with", "language")
+
+
 def test_what_predict_needs_of_the_run(folder, data, tmp_path):
     with_language = ["predict", folder, data, "--with", "language"]
     config, features = folder / "config.json", folder / "model" / "features.json"
