@@ -25,8 +25,8 @@ from llm_qfl.federation.types import Array
 SHOWN = 10  # sites; of more, the last line is the mean of the rest
 SLOPES = 3  # rounds whose progress is shown
 
-# Edges of the buckets; bucket 1 lies below the first. Sites' have at most eight, so that a bucket is one digit.
-TENTHS = tuple(k / 10 for k in range(1, 10))
+# Edges of the buckets; bucket 1 lies below the first. At most eight, so that a bucket is one digit.
+TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
 LOSS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)  # as a share of ln C, what guessing costs
 GAP = (0.005, 0.02, 0.05, 0.15)  # nats above the best
 SLOPE = (-0.05, -0.01, 0.005, 0.02, 0.05, 0.1, 0.2)  # fall of the loss in a round, as a share of it
@@ -44,6 +44,13 @@ HEADER = (
     *("sites", "round", "left", "loss", "gap", "fall1", "fall2", "fall3", "distance", "ratio", "asked", "steps"),
     *("circuits", "rounds", "bytes", "noise", "queue"),
 )
+WORDS = {
+    **{name: (name,) for name in HEADER[:5]},
+    "fall": HEADER[5:8],
+    **{name: (name,) for name in HEADER[8:12]},
+    "price": HEADER[12:15],
+    **{name: (name,) for name in HEADER[15:]},
+}
 CLIENT = ("share", "loss", "ratio", "distance", "steps", "idle", "slow", "failed")
 
 
@@ -94,7 +101,8 @@ class State:
 
     def text(self) -> str:
         """The state as the language model reads it: words of ours and digits, one line for the run, one for sites."""
-        run = " ".join(f"{name} {value}" for name, value in zip(HEADER, self.header, strict=True))
+        digits = dict(zip(HEADER, map(str, self.header), strict=True))
+        run = " ".join(f"{word} {''.join(digits[name] for name in names)}" for word, names in WORDS.items())
         return f"{run}\n{' '.join(''.join(map(str, line)) for line in self.clients)}"
 
     def digest(self) -> str:
