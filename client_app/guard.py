@@ -16,7 +16,7 @@ from flwr.common import log
 
 from llm_qfl.federation.errors import LlmQflError, SetupMissingError
 
-HANDLER_FAILED, SETUP_MISSING = 1001, 1002
+HANDLER_FAILED, SETUP_MISSING, UNFINISHED = 1001, 1002, 1003
 
 Handler = Callable[[Message, Context], Message]
 
@@ -35,6 +35,7 @@ def guarded(handler: Handler) -> Handler:
             reason = type(error).__name__
             if isinstance(error, LlmQflError) and error.shareable:
                 reason = f"{reason}: {error}"
-            return Message(Error(HANDLER_FAILED, reason), reply_to=message)
+            unfinished = isinstance(error, LlmQflError) and error.unfinished
+            return Message(Error(UNFINISHED if unfinished else HANDLER_FAILED, reason), reply_to=message)
 
     return inner

@@ -16,7 +16,8 @@ from server_app.post import Post
 from server_app.roster import Roster
 from server_app.terms import Terms
 
-CLIENT_LOST = range(9)  # Flower's own error codes: no client of ours has answered
+UNFINISHED = 1003  # a client's answer: paid jobs wait in its ledger, send the task again
+CLIENT_LOST = (*range(9), UNFINISHED)  # Flower's own error codes: no client of ours has answered
 
 
 class Tasks:

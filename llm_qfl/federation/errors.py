@@ -21,6 +21,8 @@ class LlmQflError(Exception):
 
     shareable = False
     """May the text leave the site? Only where it can hold nothing of the site's: no path, no row, no label."""
+    unfinished = False
+    """Does the same task, sent again, go on where it stopped? Then nothing that was paid for it is lost."""
 
 
 class ConfigError(LlmQflError):

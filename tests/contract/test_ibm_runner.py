@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -305,3 +307,16 @@ def test_local_mode_is_seeded_and_pays_nothing(tmp_path):
     assert first.jobs == ()
     with pytest.raises(errors.PreflightError, match="6 qubits"):
         one.expectations(STEP, small_work(qubits=6))
+
+
+def test_what_another_process_is_at_is_waited_for(loopback, runner):
+    """A client that outlives its node, and the one that comes after it with the same task."""
+    first, second = runner(), runner()
+    intent, _ = first._parts(STEP, small_work())[0]
+    with ThreadPoolExecutor(1) as pool:
+        with first.ledger.lock(intent.key):
+            later = pool.submit(second.expectations, STEP, small_work())
+            time.sleep(0.5)
+            assert not later.done()
+            assert loopback.posts() == 0
+        assert later.result(20).jobs == tuple(loopback.jobs)

@@ -8,9 +8,10 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client_app import data
 from client_app.app import app as client_app
-from client_app.guard import HANDLER_FAILED
+from client_app.guard import HANDLER_FAILED, UNFINISHED, guarded
 from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.records import decode_task, state_record
+from llm_qfl.quantum.ibm.errors import BudgetError, JobFailedError, JobWaitError, ServiceUnavailableError
 from server_app.grid import BoundedGrid
 from server_app.session import initial_state, make_strategy, open_session
 from simulation.grid import Delayed, InMemoryGrid
@@ -142,6 +143,31 @@ def test_where_late_replies_are_dropped_nothing_is_sent_again(play):
 
 def test_an_error_of_a_living_client_is_an_answer(play):
     assert play(dies(1, code=HANDLER_FAILED)).asked == [1, 2, 3, 4]
+
+
+def test_a_client_whose_paid_jobs_wait_in_its_ledger_is_sent_the_same_task(play):
+    run = play(dies(1, code=UNFINISHED))
+    assert run.asked == [1, 1, 3, 4]
+    assert run.rounds[1].entered == (("site-0001", 1, 0.5),)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ServiceUnavailableError("no answer"), UNFINISHED),
+        (JobWaitError("still queued"), UNFINISHED),
+        (JobFailedError("broken", "job-1"), HANDLER_FAILED),
+        (BudgetError("too dear"), HANDLER_FAILED),
+        (ValueError("a row of the site's"), HANDLER_FAILED),
+    ],
+)
+def test_a_client_says_whether_the_same_task_would_go_on(error, code):
+    def handler(message, context):
+        raise error
+
+    task = Message(RecordDict(), dst_node_id=1, message_type="train")
+    answer = guarded(handler)(task, Context(1, 1, {}, RecordDict(), {}))
+    assert (answer.error.code, answer.error.reason) == (code, type(error).__name__)
 
 
 def test_a_task_is_given_up_after_three_more_sendings(play):

@@ -62,9 +62,13 @@ class SubmissionUncertainError(IbmError):
 class ServiceUnavailableError(IbmError):
     """The service did not answer within the retries; submitted jobs stay in the ledger."""
 
+    unfinished = True
+
 
 class JobWaitError(IbmError):
     """The job did not finish within the site's patience; it stays in the ledger and is found again."""
+
+    unfinished = True
 
 
 class JobError(IbmError):

@@ -127,7 +127,8 @@ class IbmRunner:
         parts = self._parts(step, work)
         with ExitStack() as locks:
             for intent, _ in parts:
-                locks.enter_context(self.ledger.lock(intent.key))
+                # Another process may still be at it, left over from a node that was restarted: what it gets is ours.
+                locks.enter_context(self.ledger.lock(intent.key, wait=True))
             entries = self._reserve(parts)
             submissions = [self._submission(entry, part) for entry, (_, part) in zip(entries, parts, strict=True)]
             entries = [
