@@ -1,0 +1,37 @@
+"""The language benchmark's pure parts: the reference's bytes, the distance of two adapters, the printed ratios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.llm import REFERENCE, difference, llama_lines, table_lines
+
+
+def test_bytes_of_llama_2_7b_are_the_references():
+    printed = llama_lines()[2:]
+    assert len(printed) == len(REFERENCE)
+    for line, (held, base, adapter, emulator) in zip(printed, REFERENCE.values(), strict=True):
+        cells = [cell.split()[0] for cell in line.strip("| ").split("|")]
+        assert cells[1:3] == [str(held), f"{base:.2f}"]
+        assert [float(cell) for cell in cells[-2:]] == [adapter, emulator]
+
+
+def test_difference_is_relative_to_the_change(tmp_path: Path):
+    start = {"adapter/26/q/A": np.zeros(4, np.float32)}
+    for name, value in (("ours", 1.0), ("same", 1.0), ("half", 0.5)):
+        np.savez(tmp_path / f"{name}.npz", **{"26|q|A": np.full(4, value, np.float32)})
+    assert difference(tmp_path / "ours.npz", tmp_path / "same.npz", start) == 0
+    assert difference(tmp_path / "ours.npz", tmp_path / "half.npz", start) == pytest.approx(0.5)
+
+
+def test_ratios_come_first_and_are_of_processor_seconds():
+    cost = {"seconds": 9.0, "up": 1000}
+    found = {
+        "ours": {**cost, "processor": 2.0, "memory": 3e8},
+        "plain, full model": {**cost, "processor": 8.0, "memory": 6e8},
+    }
+    printed = table_lines(0.5, 4, found, {"down": 1000, "down_first": 9000})
+    assert printed[1] == "| 0.5 | 4 | plain, full model | 4.0x | 50 % | 8.0 | 9.0 | 600 | 1 | 1 |"

@@ -1,0 +1,92 @@
+"""The tweet experiment's pure parts: order of the jobs, shares of a gain, rows of a seed, the printed table."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.tweets_arms import CLASSIFICATION, COMMON, EARLY, GENERATION, TABLES, order
+from experiments.tweets_data import FILES, Sizes, deal, drawn_labels, read_tweets
+from experiments.tweets_table import share, shares, table_lines
+from llm_qfl.federation.config_language import LanguageConfig
+
+
+def lines(recalls: dict[str, float], seed: int) -> list[dict[str, object]]:
+    return [
+        {
+            "table": "classification",
+            "arm": arm,
+            "seed": seed,
+            "adap-fu": {"accuracy": 0.5, "recall": recall, "nll": 1.0},
+        }
+        for arm, recall in recalls.items()
+    ]
+
+
+@pytest.mark.parametrize("arms", [CLASSIFICATION, GENERATION])
+def test_arms_are_valid_and_differ(arms):
+    assert len({arm.name for arm in arms}) == len(arms)
+    configs = [(arm.kind, arm.public, arm.labels, LanguageConfig(**COMMON, **arm.config)) for arm in arms]
+    assert all(configs.count(one) == 1 for one in configs)
+
+
+def test_arms_of_the_floors_come_first_at_every_seed():
+    jobs = order(2, tuple(TABLES), None)
+    assert len(jobs) == 2 * (len(CLASSIFICATION) + len(GENERATION)) == len({(t, a.name, s) for t, a, s in jobs})
+    early = jobs[: 4 * EARLY]
+    assert [seed for _, _, seed in early] == [0] * (2 * EARLY) + [1] * (2 * EARLY)
+    assert {arm.name for _, arm, _ in early} >= {"zero-shot", "fedlora-tail", "control: tail on public rows"}
+
+
+def test_only_the_arms_that_are_asked_for():
+    assert [(t, a.name, s) for t, a, s in order(1, ("generation",), {"zero-shot"})] == [("generation", "zero-shot", 0)]
+
+
+def test_share_is_zero_at_zero_shot_and_one_at_the_tail_whichever_way_is_better():
+    assert share(0.5, 0.5, 0.6) == 0
+    assert share(0.6, 0.5, 0.6) == 1
+    assert share(4.9, 5.4, 4.4) == pytest.approx(0.5)
+    assert np.isnan(share(1.0, 2.0, 2.0))
+
+
+def test_shares_are_paired_by_seed_and_need_both_marks():
+    rows = lines({"zero-shot": 0.5, "fedlora-tail": 0.7, "x": 0.6}, 0) + lines({"zero-shot": 0.4, "x": 0.6}, 1)
+    assert shares(rows, "classification", "x", "adap-fu") == pytest.approx([0.5])
+
+
+def test_table_has_a_line_for_each_way_through_the_model():
+    rows = lines({"zero-shot": 0.5, "fedlora-tail": 0.7, "fedbiot .2 related": 0.6}, 0)
+    rows[-1]["adap-emu"] = {"accuracy": 0.6, "recall": 0.65, "nll": 1.0}
+    printed = table_lines(rows, "classification")
+    assert len(printed) == 2 + 4
+    assert "| fedbiot .2 related | AdapFu | 0.500 | 0.600 | 1.000 | 50 % | related | no | 1 |" in printed
+    assert "| fedbiot .2 related | AdapEmu | 0.600 | 0.650 | 1.000 | 75 % | related | no | 1 |" in printed
+
+
+def test_a_seed_draws_private_and_public_rows_and_no_test_rows(tmp_path: Path):
+    for kind, name in FILES.items():
+        with gzip.open(tmp_path / name, "wt") as file:
+            file.write("text,label\n" + "".join(f"{kind} text {i},{i % 3}\n" for i in range(60)))
+    sizes = Sizes(train=40, public=20, test=10)
+    first, again, other = (read_tweets(tmp_path, sizes, seed) for seed in (0, 0, 1))
+    assert first.texts == again.texts != other.texts
+    assert first.public != other.public
+    assert first.test == other.test == tuple(f"test text {i}" for i in range(10))
+    assert [int(text.split()[-1]) % 3 for text in first.texts] == first.labels.tolist()
+
+
+@pytest.mark.parametrize("partitioner", ["dirichlet", "shard", "iid"])
+def test_every_row_is_dealt_once(partitioner: str):
+    labels = np.arange(400) % 3
+    parts = deal(labels, 3, partitioner)
+    assert len(parts) == 4
+    assert sorted(np.concatenate(parts).tolist()) == list(range(400))
+
+
+def test_drawn_classes_do_not_follow_the_labels():
+    drawn = drawn_labels(3000, 0)
+    assert np.bincount(drawn) == pytest.approx(np.full(3, 1000), abs=120)
+    assert drawn.tolist() == drawn_labels(3000, 0).tolist() != drawn_labels(3000, 1).tolist()
