@@ -22,7 +22,7 @@ NAMES = [str(name) for name in BUNCH.feature_names]
 def run_and_model(tmp_path_factory):
     """A run folder that holds the model alone."""
     output = tmp_path_factory.mktemp("runs")
-    keys = {"server.rounds": 2, "training.steps": 2, "quantum.layers": 1}
+    keys = {"server.rounds": 2, "training.steps": 2, "quantum.layers": 1, "language.model": "none"}
     folder = run_federation(keys, sites=2, output=output).folder
     alone = output / "alone"
     shutil.copytree(folder / "model", alone / "model")
@@ -107,6 +107,7 @@ def test_sequences(tmp_path):
         rows += [["".join(rng.choice(list("ACGT"), 60, p=weights)), label] for _ in range(40)]
     source = write_csv(tmp_path / "dna.csv", ["sequence", "label"], rows)
     keys = {"data.source": f"csv:{source}", "data.k": 2, "data.partitioner": "iid", "server.rounds": 3}
+    keys |= {"language.model": "none"}
     folder = run_federation(keys, sites=2, output=tmp_path / "runs").folder
     probabilities, names = predict_rows(folder, source)
     right = [names[i] == row[1] for i, row in zip(probabilities.argmax(axis=1), rows, strict=True)]
