@@ -48,6 +48,15 @@ def make_run(folder, model="tiny-6", task="classification"):
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Two that wait for a busy core are a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"))
