@@ -184,6 +184,8 @@ class PolicyModel:
     def probabilities(self, text: str, allowed: Mapping[str, Sequence[bool]]) -> dict[str, Array]:
         """pi(.|s) of one state, field by field, in one pass; float64, exactly zero where not allowed.
 
+        One thread: half a second of one core, where two threads that wait for a busy core can take ten.
+
         Args:
             text: the state.
             allowed: field -> one flag an option.
@@ -192,7 +194,7 @@ class PolicyModel:
             LanguageError: masks that do not fit, or a text longer than the model's positions.
         """
         flags = self.mask([allowed])[0].numpy()
-        with self.route.adapting():
+        with _one_thread(), self.route.adapting():
             logits = self.logits(self.encode([text]), [0])[0].double().cpu().numpy()
         found: dict[str, Array] = {}
         for place, (name, size) in enumerate(self.fields.items()):
@@ -223,6 +225,16 @@ def _letter_tokens(tokenizer: Any, options: int) -> list[int]:  # noqa: ANN401 -
         if all(len(piece) == 1 for piece in pieces) and len({piece[0] for piece in pieces}) == options:
             return [piece[0] for piece in pieces]
     raise LanguageError("policy: this model's tokenizer has no single tokens for the letters A, B, C, ...")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _lora_layers(stack: Stack) -> list[Any]:
