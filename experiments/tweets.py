@@ -9,6 +9,7 @@ share (states of frozen layers, emulators) lies in the folder `--work`. It holds
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 from pathlib import Path
@@ -62,6 +63,7 @@ def _run(arguments: argparse.Namespace, tables: tuple[str, ...], found: list[dic
             found.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()
+            gc.collect()  # models hold themselves in circles
 
 
 if __name__ == "__main__":
