@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from llm_qfl.federation.types import RoundSummary
@@ -83,6 +83,34 @@ class RoundRecord:
         known = [(one.examples, one.language_loss) for one in self.sites if one.language_loss is not None]
         total = sum(examples for examples, _ in known)
         return sum(examples * loss for examples, loss in known) / total if total else None
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The language model's losses as they stand: between two rounds that train the adapter they stay what they were.
+
+    Attributes:
+        sites: L_i of the adapter that each site tuned last, nats.
+        server: L_s, of the averaged adapter, or None.
+    """
+
+    sites: Mapping[str, float] = field(default_factory=dict)
+    server: float | None = None
+
+    def after(self, summary: RoundSummary) -> Teachers:
+        """With what a round brought.
+
+        L_s is the full model's validation loss where the server has one, else the compressed model's.
+        """
+        sites = dict(self.sites)
+        for report in summary.work:
+            loss = None if report.language is None else report.language.trained.loss
+            if loss is not None:
+                sites[report.site] = loss
+        server, beside = self.server, summary.language
+        for scores in () if beside is None else (beside.validation, beside.full_validation):
+            server = server if scores is None or scores.loss is None else scores.loss
+        return Teachers(sites, server)
 
 
 def record_of(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.section import PositiveInt, Section
 
 Mode = Literal["qfl", "llm-qfl-all", "llm-qfl-selected", "policy"]
@@ -127,13 +128,15 @@ class AgentConfig(Section):
         return self.select if self.mode in ("llm-qfl-selected", "policy") else "all"
 
 
-def agent_problems(agent: AgentConfig, *, language: bool) -> list[str]:
-    """Cross checks with the rest of the run config, one line per problem.
-
-    Args:
-        agent: the section.
-        language: is there a language model at all (`language.model` is not `none`)?
-    """
-    if language or agent.mode == "qfl":
+def agent_problems(agent: AgentConfig, language: LanguageConfig) -> list[str]:
+    """Cross checks with the language model, one line per problem."""
+    if agent.mode == "qfl":
         return []
-    return [f"agent.mode: {agent.mode!r} compares the QNN with a language model, language.model is none; take qfl"]
+    if not language.enabled:
+        return [f"agent.mode: {agent.mode!r} compares the QNN with a language model, language.model is none; take qfl"]
+    if language.task != "classification":
+        return [
+            f"agent.mode: {agent.mode!r} compares losses on the same rows' classes, language.task is "
+            f"{language.task!r}; take classification, or qfl"
+        ]
+    return []

@@ -22,6 +22,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from scipy.special import softmax
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.federation.types import Array
@@ -32,6 +33,7 @@ from llm_qfl.language.lora import LoraAdapter, LoraSpec
 from llm_qfl.language.models import BaseModel
 from llm_qfl.language.route import Route
 from llm_qfl.language.stack import Stack
+from llm_qfl.language.tokens import encode, opening
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NAME = "policy"
@@ -83,7 +85,7 @@ class PolicyModel:
     def __init__(
         self,
         stack: Stack,
-        tokenizer: Any,  # noqa: ANN401 - a transformers tokenizer, each of its own class
+        tokenizer: PreTrainedTokenizerBase,
         base: str,
         fields: Mapping[str, int],
         *,
@@ -95,7 +97,8 @@ class PolicyModel:
             raise LanguageError(f"policy: expected an adapter on 1 to {len(stack)} layers, got {layers}")
         self.stack, self.fields, self.base, self._tokenizer = stack, dict(fields), base, tokenizer
         self._letters = _letter_tokens(tokenizer, max(self.fields.values(), default=0))
-        self._probes = [_tokens(tokenizer, f"\n{name}:") for name in self.fields]
+        self._opening = opening(tokenizer)
+        self._probes = encode([f"\n{name}:" for name in self.fields], tokenizer)
         first = len(stack) - layers
         with _keeping(stack):
             self.adapter = LoraAdapter(stack, NAME, {i: i for i in range(first, len(stack))}, spec, seed)
@@ -122,8 +125,8 @@ class PolicyModel:
         """States as tokens, each with the probes after it."""
         rows: list[list[int]] = []
         positions = np.zeros((len(texts), len(self.fields)), np.int64)
-        for number, text in enumerate(texts):
-            row = _tokens(self._tokenizer, text)
+        for number, text in enumerate(encode(list(texts), self._tokenizer)):
+            row = [*self._opening, *text]
             for place, probe in enumerate(self._probes):
                 row = row + probe
                 positions[number, place] = len(row) - 1
@@ -208,11 +211,7 @@ class PolicyModel:
         return tuple(self._letters)
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:  # noqa: ANN401 - a transformers tokenizer
-    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-def _letter_tokens(tokenizer: Any, options: int) -> list[int]:  # noqa: ANN401 - a transformers tokenizer
+def _letter_tokens(tokenizer: PreTrainedTokenizerBase, options: int) -> list[int]:
     """One token for each of the first letters, after a space where the model has such tokens.
 
     Raises:
@@ -221,7 +220,7 @@ def _letter_tokens(tokenizer: Any, options: int) -> list[int]:  # noqa: ANN401 -
     if not 1 <= options <= len(LETTERS):
         raise LanguageError(f"policy: expected fields of 1 to {len(LETTERS)} options, got {options}")
     for form in (" {}", "{}"):
-        pieces = [_tokens(tokenizer, form.format(letter)) for letter in LETTERS[:options]]
+        pieces = encode([form.format(letter) for letter in LETTERS[:options]], tokenizer)
         if all(len(piece) == 1 for piece in pieces) and len({piece[0] for piece in pieces}) == options:
             return [piece[0] for piece in pieces]
     raise LanguageError("policy: this model's tokenizer has no single tokens for the letters A, B, C, ...")

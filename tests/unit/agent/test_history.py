@@ -1,10 +1,11 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from agent.history import History, RoundRecord, clipped, record_of
-from llm_qfl.federation.types import ClientReport, RoundPlan, RoundSummary, Scores, Spent
+from agent.history import History, RoundRecord, Teachers, clipped, record_of
+from llm_qfl.federation.types import ClientReport, LanguageAnswer, LanguageRound, RoundPlan, RoundSummary, Scores, Spent
 
 
 def report(site, loss, examples=90, rows=10, evaluations=11, server_round=1):
@@ -91,3 +92,34 @@ def test_the_last_answer_of_a_site_counts(site):
     assert history.last_asked() == {"a": 2, "b": 1, "c": 2}
     assert history.losses() == (0.5, 0.4)
     assert history.evaluations == 7
+
+
+def language_part(loss, rows=10):
+    scores = Scores(loss * rows, np.array([rows, 0]), np.array([rows, 0]))
+    return LanguageAnswer({}, "", 90, 8, scores, scores, 1.0, 0.9)
+
+
+def language_round(validation=None, full=None):
+    def scores(loss):
+        return None if loss is None else Scores(loss * 10, np.array([10, 0]), np.array([9, 0]))
+
+    return LanguageRound((), {}, {}, (), True, scores(validation), scores(full), "", "", 0, 0)
+
+
+def test_language_losses_stand_until_the_adapter_is_tuned_again():
+    first = summary(
+        dataclasses.replace(report("a", 0.5), language=language_part(0.3)),
+        report("b", 0.5),
+        late=(dataclasses.replace(report("c", 0.5), language=language_part(0.4)),),
+    )
+    teachers = Teachers().after(dataclasses.replace(first, language=language_round(0.35)))
+    assert teachers.sites == pytest.approx({"a": 0.3, "c": 0.4})
+    assert teachers.server == pytest.approx(0.35)
+    same = teachers.after(summary(report("a", 0.4), report("b", 0.4)))
+    assert same == teachers
+    tuned = summary(dataclasses.replace(report("a", 0.4), language=language_part(0.2)))
+    later = same.after(dataclasses.replace(tuned, language=language_round(0.3, 0.25)))
+    assert later.sites == pytest.approx({"a": 0.2, "c": 0.4})
+    assert later.server == pytest.approx(0.25)  # the full model's, where there is one
+    record = record_of(summary(report("a", 0.5), report("b", 0.6)), later.sites, later.server)
+    assert [one.language_loss for one in record.sites] == [pytest.approx(0.2), None]

@@ -1,0 +1,55 @@
+import pytest
+from pydantic import ValidationError
+
+from llm_qfl.federation.config_agent import AgentConfig, agent_problems
+from llm_qfl.federation.config_language import LanguageConfig
+
+
+def of(**keys):
+    return AgentConfig.model_validate({key.replace("_", "-"): value for key, value in keys.items()})
+
+
+def test_every_key_has_a_value_and_comes_back():
+    dumped = AgentConfig().model_dump(by_alias=True)
+    assert AgentConfig.model_validate(dumped) == AgentConfig()
+    assert all(isinstance(value, bool | int | float | str) for value in dumped.values())
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"mode": "paper"}, "qfl"),
+        ({"rule": "ratio"}, "incremental"),
+        ({"distill_weight": 1.1}, "less than or equal to 1"),
+        ({"distill_temperature": 0.0}, "greater than 0"),
+        ({"distill_temperature": float("inf")}, "finite"),
+        ({"price_circuit": -1.0}, "greater than or equal to 0"),
+        ({"price_byte": float("nan")}, "finite"),
+        ({"budget": 1.5}, "integer"),
+        ({"fraction": 0.0}, "greater than 0"),
+        ({"min_steps": 5, "cap_steps": 4}, "agent.min-steps"),
+        ({"mode": "policy", "price_circuit": 0.0, "price_round": 0.0, "price_byte": 0.0}, "agent.price-round"),
+        ({"policy": ""}, "agent.policy"),
+        ({"epsilon": 0.1}, "Extra inputs"),
+    ],
+)
+def test_wrong_values_are_refused(keys, words):
+    with pytest.raises(ValidationError, match=words):
+        of(**keys)
+
+
+def test_modes():
+    assert (of().regulates, of().distills, of().selection) == (False, False, "all")
+    everyone = of(mode="llm-qfl-all", select="oort")
+    assert (everyone.regulates, everyone.distills, everyone.selection) == (True, True, "all")
+    assert of(mode="llm-qfl-selected", select="oort").selection == "oort"
+    assert not of(mode="llm-qfl-all", distill_weight=0.0).distills
+    assert of(mode="policy", distill_weight=0.0).distills  # the policy may choose a weight
+
+
+def test_modes_but_qfl_need_a_language_model_that_classifies():
+    none, writes = LanguageConfig(model="none"), LanguageConfig(task="generation")
+    assert agent_problems(of(), none) == []
+    assert "language.model is none" in agent_problems(of(mode="llm-qfl-all"), none)[0]
+    assert "'generation'" in agent_problems(of(mode="policy"), writes)[0]
+    assert agent_problems(of(mode="policy"), LanguageConfig()) == []
