@@ -19,6 +19,7 @@ from agent.budgets import remaining
 from agent.choice import Deadline, Fallback, Probabilities, Scorer, Trust, ask, pick
 from agent.decisions import Decision, Proposal
 from agent.history import History, RoundRecord
+from agent.memory import Memory
 from agent.rewards import DEFAULT as REWARD
 from agent.rewards import step_reward
 from agent.rules import Regulated, Regulation, regulate_sites
@@ -76,6 +77,16 @@ class Decider:
         self._budgets: dict[str, int] = {}  # what every site was given last
         self._next: dict[str, int] = {}  # what the rule makes of that
         self._regulated: dict[str, Regulated] = {}
+
+    @property
+    def memory(self) -> Memory:
+        """What the next decision depends on, for a checkpoint."""
+        return Memory(self.history, dict(self._budgets), dict(self._next))
+
+    def remember(self, memory: Memory) -> None:
+        """Go on from a checkpoint; the next round decides as if the run had never stopped."""
+        self.history = memory.history
+        self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
 
     def decide(self, server_round: int, sites: Sequence[str]) -> Decision:
         """The plan of one round; a stop has no sites.

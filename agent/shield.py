@@ -9,7 +9,7 @@ they exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from agent.actions import SIZES, Action, Budget, Clients, Halt, Lambda, Shots
@@ -90,10 +90,7 @@ def mask(limits: Limits, budgets: Mapping[str, int], history: History, stops: Te
         why |= {f"shots {one.value}": "no backend samples" for one in Shots if one is not Shots.CONFIGURED}
     if (problem := _no_stop(limits, history, stops)) is not None:
         why[f"stop {Halt.STOP.value}"] = problem
-    allowed = {
-        name: tuple(f"{name} {option.value}" not in why for option in kind) for name, kind in Action.FIELDS.items()
-    }
-    return Masked(allowed, why)
+    return Masked(allowed_of(why), why)
 
 
 def _mask_budgets(limits: Limits, budgets: Mapping[str, int], why: dict[str, str]) -> None:
@@ -174,6 +171,18 @@ def shield(wanted: Mapping[str, int], limits: Limits) -> Shielded:
     if cut != clipped:
         edits.append(f"budgets cut to the {limits.left} evaluations left")
     return Shielded(cut, tuple(edits))
+
+
+def allowed_of(reasons: Iterable[str]) -> dict[str, tuple[bool, ...]]:
+    """The mask that a decision's line recorded.
+
+    Args:
+        reasons: the keys of `masked`: `field option`.
+    """
+    gone = set(reasons)
+    return {
+        name: tuple(f"{name} {option.value}" not in gone for option in kind) for name, kind in Action.FIELDS.items()
+    }
 
 
 def everything() -> dict[str, tuple[bool, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -127,6 +127,25 @@ class State:
             for low, high in [ranges.get(name, (value, value))]
             if not low <= value <= high
         )
+
+
+def noise_level(backends: Iterable[str]) -> int:
+    """The noisiest of these backends: 1 exact, 2 shots, 3 a noisy device, 4 a QPU; 0 where there is none."""
+    return max((_noise(backend) for backend in backends), default=0)
+
+
+def _noise(backend: str) -> int:
+    if backend == "exact":
+        return 1
+    if backend == "aer":
+        return 2
+    return 4 if backend.startswith("ibm:") else 3
+
+
+def ranges_of(states: Iterable[State]) -> dict[str, tuple[int, int]]:
+    """Smallest and largest bucket of the run's numbers over these states, for `State.outside`."""
+    columns = list(zip(*(state.header for state in states), strict=True))
+    return {name: (min(column), max(column)) for name, column in zip(HEADER, columns, strict=False)}
 
 
 def state_of(

@@ -9,7 +9,9 @@ from agent.budgets import StepCost
 from agent.decider import Decider, Means
 from agent.decisions import conduct, decision_line
 from agent.history import RoundRecord, SiteRecord
+from agent.memory import Memory
 from agent.prices import Prices
+from agent.shield import allowed_of
 from agent.state import Setting
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError
@@ -299,3 +301,38 @@ def test_a_line_says_all_of_it():
     assert (line["reward"], line["reward_of_round"]) == (0.1, 2)
     assert line["milliseconds"] >= 0
     assert line["state_hash"] == plan.state.digest()
+
+
+@pytest.mark.parametrize("mode", ["llm-qfl-selected", "policy"])
+def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode):
+    def scorer():
+        return Says(budget=Budget.MORE, clients=Clients.THREE, select=Select.OORT)
+
+    def go_on(run, first, last):
+        plans = []
+        for number in range(first, last):
+            plan = run.decide(number, SITES)
+            run.close(answer(plan, [loss + 0.01 * number for loss in LOSSES], server=0.6 - 0.02 * number))
+            plans.append((plan.by, plan.sites, plan.budgets))
+        return plans
+
+    options = {"select": "oort", "fairness_window": 4, "fraction": 0.5}
+    whole = go_on(decider(mode, scorer(), **options), 1, 9)
+    killed = decider(mode, scorer(), **options)
+    before = go_on(killed, 1, 5)
+    written = json.dumps(killed.memory.to_json(), allow_nan=False)
+    again = decider(mode, scorer(), **options)
+    again.remember(Memory.from_json(json.loads(written)))
+    assert before + go_on(again, 5, 9) == whole
+
+
+@pytest.mark.parametrize("data", [{}, {"rounds": [{}], "budgets": {}, "proposed": {}}, {"rounds": 3}])
+def test_a_damaged_memory_is_refused(data):
+    with pytest.raises(FederationError, match="start the run anew"):
+        Memory.from_json(data)
+
+
+def test_a_line_gives_its_mask_back():
+    scorer = Says(budget=Budget.STEPS_2, clients=Clients.TWO)
+    _, plan = policy_run(scorer)
+    assert allowed_of(decision_line(plan)["masked"]) == scorer.asked[-1][1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.budgets import StepCost
 from agent.history import History, RoundRecord, SiteRecord
 from agent.prices import Prices
-from agent.state import CLIENT, HEADER, LOSS, SHOWN, Setting, bucket, state_of
+from agent.state import CLIENT, HEADER, LOSS, SHOWN, Setting, bucket, noise_level, ranges_of, state_of
 
 COST = StepCost(10, 1, 11)
 SETTING = Setting(rounds=10, classes=2, cost=COST, limit=1000, prices=Prices(1.0, 1.0, 0.0), round_circuits=3)
@@ -153,3 +153,22 @@ def test_any_numbers_make_single_digits_for_sites(losses, numbers):
     state = state_of(History(rounds), SETTING, dict.fromkeys(names, 11), names, len(losses) + 1)
     assert all(0 <= value <= 9 for line in state.clients for value in line)
     assert all(0 <= value <= 9 for value in state.header)
+
+
+def test_the_noisiest_backend_counts():
+    assert noise_level(["exact", "exact"]) == 1
+    assert noise_level(["exact", "aer"]) == 2
+    assert noise_level(["aer", "aer-manila"]) == 3
+    assert noise_level(["ibm-local:manila"]) == 3
+    assert noise_level(["exact", "ibm:least-busy"]) == 4
+    assert noise_level([]) == 0
+
+
+def test_ranges_are_those_of_the_states_seen():
+    history, budgets, there = example()
+    states = [state_of(history, SETTING, budgets, there, number) for number in (2, 3, 5)]
+    ranges = ranges_of(states)
+    assert ranges["round"] == (2, 5)
+    assert all(state.outside(ranges) == () for state in states)
+    assert state_of(history, SETTING, budgets, there, 9).outside(ranges) == ("round 8 outside 2..5",)
+    assert ranges_of([]) == {}

@@ -1,0 +1,64 @@
+"""What a `Decider` remembers, as JSON: for a checkpoint, so that a run that was killed decides as it would have.
+
+Decisions themselves are in `decisions.jsonl`; here is only what the next one depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from agent.history import History, RoundRecord, SiteRecord
+from llm_qfl.federation.errors import FederationError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The state of a run's decisions after a closed round.
+
+    Attributes:
+        history: closed rounds.
+        budgets: evaluations that every site was given last.
+        proposed: what the rule makes of them.
+    """
+
+    history: History = field(default_factory=History)
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    proposed: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        """Plain values; floats come back exactly."""
+        return {
+            "rounds": [asdict(record) for record in self.history.rounds],
+            "budgets": dict(self.budgets),
+            "proposed": dict(self.proposed),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Memory:
+        """Read `to_json`'s form.
+
+        Raises:
+            FederationError: a field is missing, unknown or of another kind.
+        """
+        try:
+            rounds = tuple(_record(one) for one in data["rounds"])
+            budgets, proposed = _budgets(data["budgets"]), _budgets(data["proposed"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FederationError(
+                f"checkpoint: the memory of decisions cannot be read ({type(error).__name__}: {error}); "
+                "start the run anew"
+            ) from error
+        return cls(History(rounds), budgets, proposed)
+
+
+def _record(data: Mapping[str, Any]) -> RoundRecord:
+    sites = tuple(SiteRecord(**one) for one in data["sites"])
+    return RoundRecord(**{**data, "sites": sites, "asked": tuple(data["asked"])})
+
+
+def _budgets(data: Mapping[str, Any]) -> dict[str, int]:
+    return {str(site): int(budget) for site, budget in data.items()}
