@@ -23,7 +23,7 @@ class DistilledQNN(QNNModel):
 
     term, soft = Distillation(0.0), np.zeros((0, 0))
 
-    def _row_losses(self, values, rest, y):
+    def _row_losses(self, values, rest, y, *_):
         logp = self.readout.log_probabilities(values, rest)
         losses, by_logp = self.term.row_losses(logp, y, self.soft)
         return losses, *self.readout.pull_back(values, rest, logp, by_logp)
