@@ -84,6 +84,23 @@ class Distillation:
         return np.maximum(value, 0.0), np.where(logp > floor, by_raised, 0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A distillation with the soft labels of the rows at hand.
+
+    Attributes:
+        term: the loss.
+        soft: the teacher's probabilities (N, C) of exactly these rows.
+    """
+
+    term: Distillation
+    soft: Array
+
+    def row_losses(self, logp: Array, y: Labels) -> tuple[Array, Array]:
+        """See Distillation."""
+        return self.term.row_losses(logp, y, self.soft)
+
+
 def tempered(logits: Array, temperature: float) -> Array:
     """Log-probabilities (N, C) of softmax(logits / temperature), nats."""
     scaled = logits / temperature
