@@ -91,6 +91,7 @@ class AerRunner:
         values = np.tile(self._constant, (len(points), 1))
         for number, measured in enumerate(self._measured):
             for factor, simulation in enumerate(measured.simulations):
+                simulation.check(self.name, scope.shots)
                 seed = scope.seed_at(call, number * len(self._factors) + factor)
                 outcomes = simulation.frequencies(points, scope.shots, seed)
                 if corrections:

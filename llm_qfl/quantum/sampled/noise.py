@@ -100,12 +100,13 @@ def cut_noise(device: Any, qubits: list[int], measured: tuple[int, ...]) -> Nois
         measured: the part's qubit behind bit 0, 1, ...
     """
     from qiskit_aer.noise import NoiseModel
-    from qiskit_aer.noise.device import basic_device_readout_errors
+    from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
     part = CutDevice(device, qubits)
     errors = {on[0]: np.array(error.probabilities) for on, error in basic_device_readout_errors(target=part.target)}
     readout = {bit: errors[qubit] for bit, qubit in enumerate(measured) if qubit in errors}
-    return Noise(NoiseModel.from_backend(part), readout)
+    gates = {(name, tuple(on)): error for name, on, error in basic_device_gate_errors(target=part.target)}
+    return Noise(NoiseModel.from_backend(part), gates, readout)
 
 
 def _touched(step: Any) -> tuple[Any, ...]:  # noqa: ANN401

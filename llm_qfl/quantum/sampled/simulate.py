@@ -1,16 +1,18 @@
-"""One transpiled circuit at many points on Aer: outcomes of shots, with or without noise.
+"""One transpiled circuit at many points: outcomes of shots, with or without noise.
 
-Where the state fits, Aer gives the distribution (a state vector, or a density matrix with every error of the noise
-model), read-out errors act on it, and the shots are drawn from it: the same numbers in law as Aer's own shots, at a
-cost that does not grow with them. On two cores drawing 1,024 shots inside Aer took four to ten times as long as all
-gates of four noisy qubits. Wider noisy circuits run as trajectories, a state vector for every shot.
+Three ways, of one law, by what is quickest for this circuit and these shots:
+
+- the distribution: Aer computes it (a state vector, or a density matrix with every error of the noise model), read-out
+  errors act on it, and the shots are drawn from it, at a cost that does not grow with them;
+- our trajectories: state vectors that most shots share (`trajectories.py`);
+- Aer's trajectories, a state vector for every shot, for noisy circuits that neither of the others can take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from qiskit.circuit import QuantumCircuit
@@ -18,9 +20,13 @@ from qiskit.circuit import QuantumCircuit
 from llm_qfl.federation.errors import BackendError
 from llm_qfl.federation.types import Array
 from llm_qfl.quantum.sampled.counts import Counts
+from llm_qfl.quantum.sampled.trajectories import Trajectories, UnsupportedCircuitError
+
+Way = Literal["distribution", "trajectories", "aer"]
 
 SECONDS_PER_AMPLITUDE, SECONDS_PER_GATE = 4e-9, 5e-6  # of one gate on a state or density matrix, one core
-SECONDS_PER_SHOT, SECONDS_PER_SHOT_AMPLITUDE = 1.5e-6, 1e-9  # of one gate of a trajectory
+SECONDS_PER_SHOT, SECONDS_PER_SHOT_AMPLITUDE = 1.5e-6, 1e-9  # of one gate of a trajectory of Aer's
+SECONDS_PER_ITEM, SECONDS_PER_ITEM_AMPLITUDE = 3e-8, 5e-10  # of one fused gate of a trajectory of ours
 LONGEST_CALL, LONGEST_POINT = 4.0, 30.0
 """Seconds. Aer holds Python's global lock while it runs, and a Flower node that is silent for a minute is given up."""
 WIDEST = 14
@@ -35,10 +41,12 @@ class Noise:
 
     Attributes:
         model: Aer's noise model.
+        gates: (gate, qubits) -> the error after it, as the model has it.
         readout: bit -> (2, 2), row: what is, column: what is read.
     """
 
     model: Any
+    gates: Mapping[tuple[str, tuple[int, ...]], Any]
     readout: dict[int, Array]
 
 
@@ -59,16 +67,24 @@ class Simulation:
             if step.operation.name not in ("measure", "barrier"):
                 bare.append(step.operation, step.qubits, step.clbits)
         self._bare = bare
+        self._trajectories = None if noise is None or len(self.qubits) > WIDEST else _trajectories(circuit, noise)
 
-    def seconds(self, shots: int) -> tuple[float, bool]:
-        """About how long a point takes, and whether as a distribution. From the circuit alone: equal everywhere."""
+    def seconds(self, shots: int) -> tuple[float, Way]:
+        """About how long a point takes, and which way it goes. From circuit and noise alone: equal everywhere."""
         width = self.circuit.num_qubits
         amplitudes = float((2 if self._noise is None else 4) ** width)
-        whole = self._gates * (SECONDS_PER_GATE + SECONDS_PER_AMPLITUDE * amplitudes)
-        if self._noise is None:
-            return whole, width <= WIDEST
-        each = shots * self._gates * (SECONDS_PER_SHOT + SECONDS_PER_SHOT_AMPLITUDE * 2.0**width)
-        return min(whole, each), whole <= each and len(self.qubits) <= WIDEST
+        ways: dict[Way, float] = {}
+        if len(self.qubits) <= WIDEST and (self._noise is not None or width <= WIDEST):
+            ways["distribution"] = self._gates * (SECONDS_PER_GATE + SECONDS_PER_AMPLITUDE * amplitudes)
+        if self._trajectories is not None:
+            own = 1 + shots * self._trajectories.disturbed / 2  # an error is halfway through on the average
+            item = SECONDS_PER_ITEM + SECONDS_PER_ITEM_AMPLITUDE * 2.0**width
+            ways["trajectories"] = own * self._trajectories.items * item
+        if not ways or self._noise is not None:
+            each = SECONDS_PER_SHOT + SECONDS_PER_SHOT_AMPLITUDE * 2.0**width
+            ways["aer"] = (1 if self._noise is None else shots) * self._gates * each
+        way = min(ways, key=lambda name: ways[name])
+        return ways[way], way
 
     def check(self, name: str, shots: int) -> None:
         """Refuse a circuit of which one point takes too long.
@@ -94,11 +110,13 @@ class Simulation:
         Returns:
             Counts (M, 2^n), or for wide circuits a mapping for each point.
         """
-        seconds, whole = self.seconds(shots)
+        seconds, way = self.seconds(shots)
         chunk = max(1, min(int(LONGEST_CALL / seconds), 2**22 // 2 ** min(len(self.qubits), WIDEST)))
-        if not whole:
+        if way == "aer":
             return self._drawn_by_aer(points, shots, seed, chunk)
         rng = np.random.default_rng(seed)
+        if way == "trajectories" and self._trajectories is not None:
+            return self._trajectories.counts(points, shots, rng.integers(2**32, size=len(points)))
         return np.concatenate([rng.multinomial(shots, part) for part in self._distributions(points, chunk)])
 
     def _distributions(self, points: Array, chunk: int) -> Iterator[Array]:
@@ -127,6 +145,14 @@ class Simulation:
         for _, result in _in_parts(simulator, self.circuit, points, chunk, shots=shots, seed=seed):
             counts += [{int(key, 16): value for key, value in one.data.counts.items()} for one in result.results]
         return counts
+
+
+def _trajectories(circuit: QuantumCircuit, noise: Noise) -> Trajectories | None:
+    """None for a circuit that they do not know how to run; Aer then does."""
+    try:
+        return Trajectories(circuit, noise.gates, noise.readout)
+    except UnsupportedCircuitError:
+        return None
 
 
 def measured_qubits(circuit: QuantumCircuit) -> tuple[int, ...]:

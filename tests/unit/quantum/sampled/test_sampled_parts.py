@@ -195,20 +195,6 @@ def test_drawn_outcomes_are_aers_own_shots_in_law(noisy):
     assert chi2.sf(((ours - shuffled) ** 2 / (ours + shuffled)).sum(), 7) < 1e-9
 
 
-def test_wide_noisy_circuits_run_as_trajectories_of_the_same_law():
-    device = load_fake_device("FakeManilaV2")
-    circuit, _, point = transpiled(device)
-    cut, touched = cut_circuit(circuit)
-    simulation = Simulation(cut, cut_noise(device, touched, measured_qubits(cut)))
-    shots = 20_000
-    whole = simulation.frequencies(point[None, :], shots, 1)[0]
-    (drawn,) = simulation._drawn_by_aer(point[None, :], shots, 2, 1)
-    each = np.array([drawn.get(i, 0) for i in range(8)])
-    assert chi2.sf(((whole - each) ** 2 / (whole + each)).sum(), 7) > 1e-6
-    assert Simulation(cut, None).seconds(1024)[1]
-    assert simulation.seconds(1024)[1]
-
-
 def test_cutting_a_call_into_parts_changes_no_number():
     device = load_fake_device("FakeManilaV2")
     circuit, _, point = transpiled(device)
@@ -218,6 +204,31 @@ def test_cutting_a_call_into_parts_changes_no_number():
     whole = np.concatenate(list(simulation._distributions(points, 7)))
     np.testing.assert_allclose(np.concatenate(list(simulation._distributions(points, 2))), whole, atol=1e-14)
     assert simulation._drawn_by_aer(points, 50, 3, 7) == simulation._drawn_by_aer(points, 50, 3, 2)
+
+
+@pytest.mark.parametrize("way", ["distribution", "trajectories", "aer"])
+def test_all_ways_have_one_law(way, monkeypatch):
+    device = load_fake_device("FakeManilaV2")
+    circuit, _, point = transpiled(device)
+    cut, touched = cut_circuit(circuit)
+    simulation = Simulation(cut, cut_noise(device, touched, measured_qubits(cut)))
+    (law,) = next(simulation._distributions(point[None, :], 1))
+    shots = 40_000
+    monkeypatch.setattr(Simulation, "seconds", lambda *_: (1.0, way))
+    (drawn,) = simulation.frequencies(point[None, :], shots, 2)
+    counts = np.array([drawn.get(i, 0) for i in range(8)]) if isinstance(drawn, dict) else drawn
+    assert counts.sum() == shots
+    assert chi2.sf(((counts - shots * law) ** 2 / (shots * law)).sum(), 7) > 1e-6
+
+
+def test_the_quickest_way_is_taken():
+    """No noise: a distribution. Noise: shared trajectories, until so many shots that a density matrix is cheaper."""
+    device = load_fake_device("FakeManilaV2")
+    circuit, _, _ = transpiled(device)
+    cut, touched = cut_circuit(circuit)
+    noise = cut_noise(device, touched, measured_qubits(cut))
+    assert Simulation(cut, None).seconds(1024)[1] == "distribution"
+    assert [Simulation(cut, noise).seconds(shots)[1] for shots in (1024, 10**7)] == ["trajectories", "distribution"]
 
 
 def test_a_circuit_that_would_take_minutes_a_point_is_refused():
