@@ -79,7 +79,7 @@ def one_run(job: tuple[str, int, str]) -> dict[str, float]:
     table = TABLES[name]
     config = {k: v.format(data=data) if isinstance(v, str) else v for k, v in table.config.items()}
     started = time.perf_counter()
-    run = run_federation({**config, "server.seed": seed}, sites=table.sites)
+    run = run_federation({"language.model": "none", **config, "server.seed": seed}, sites=table.sites)
     seconds = time.perf_counter() - started
     central = train_centrally(run.finished)
     summary = run.summary

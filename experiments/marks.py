@@ -33,7 +33,7 @@ def main() -> None:
         found = []
         for seed in range(42, 42 + arguments.seeds):
             small = {"server.rounds": 1, "training.steps": 1, "server.seed": seed}
-            finished = run_federation({**config, **small}, sites=table.sites).finished
+            finished = run_federation({"language.model": "none", **config, **small}, sites=table.sites).finished
             train, test = (
                 pooled_training_rows(finished),
                 server_rows(finished.opened.config, finished.opened.setup, "test"),

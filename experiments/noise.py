@@ -22,7 +22,8 @@ from llm_qfl.federation.config import Scalar
 os.environ.setdefault("LLM_QFL_THREADS", "1")  # one thread a process: seeds run side by side
 
 # Few, short steps, found on validation rows of seeds that are not in the table (100 and up), on the exact backend.
-FEW = {
+FEW: dict[str, Scalar] = {
+    "language.model": "none",
     "quantum.layers": 2,
     "server.rounds": 5,
     "training.steps": 4,

@@ -34,7 +34,7 @@ def main() -> None:
     started = time.perf_counter()
     if arguments.profile:
         profile.enable()
-    run = run_federation(config, sites=arguments.sites)
+    run = run_federation({"language.model": "none", **config}, sites=arguments.sites)
     profile.disable()
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
