@@ -39,10 +39,11 @@ class AgentConfig(Section):
     """`symmetric`: ratios this near to 1 change nothing. `paper` has no such band."""
     min_steps: PositiveInt = 1
     """Fewest local optimizer steps a round; COBYLA needs P+2 evaluations whatever this says."""
-    cap_steps: PositiveInt = 100
-    """Most local optimizer steps a round (paper: 100; 5 on a QPU)."""
-    increment_steps: PositiveInt = 100
-    """Rule `hybrid`: most steps that a round adds."""
+    cap_steps: PositiveInt = 20
+    """Most local optimizer steps a round (paper: 100 of COBYLA, one evaluation each; 100 of Adam drive unlike sites so
+    far apart that their average guesses)."""
+    increment_steps: PositiveInt = 20
+    """Rule `hybrid`: most steps that a round adds (paper: 100)."""
     budget: Annotated[int, Field(ge=0)] = 0
     """Objective evaluations of all sites over the whole run; 0 sets no limit."""
     distill_weight: Share = 0.3
@@ -62,9 +63,9 @@ class AgentConfig(Section):
     """Fewest sites that are selected, where there are as many."""
     fairness_window: Annotated[int, Field(ge=0)] = 10
     """Every site is selected at least once in so many rounds; 0 promises nothing."""
-    stop_align: NonNegative = 0.02
+    stop_align: NonNegative = 0.0
     """Stop where the server's loss and the language model's differ by less than this (nats; paper: .4, QPU .02); 0
-    never."""
+    never, since a QNN that would pass its language model is stopped on the way."""
     stop_distance: NonNegative = 0.0
     """Stop where the sites' mean distance to the server moves by less than this (nats; the paper's second rule); 0
     never."""

@@ -157,7 +157,7 @@ def test_the_policy_decides_from_the_second_round():
 def test_scales_follow_what_a_site_was_given_last():
     scorer = Says(budget=Budget.DOUBLE, clients=Clients.ALL)
     run, _ = policy_run(scorer, fraction=1.0)
-    assert [set(one.budgets.values()) for one in run.decisions] == [{51}, {102}, {204}]
+    assert [set(one.budgets.values()) for one in run.decisions] == [{51}, {102}, {201}]  # 20 steps are the most
 
 
 def test_a_new_site_stands_where_the_others_do():
