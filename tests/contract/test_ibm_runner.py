@@ -94,6 +94,11 @@ def executions_of(job):
     return program.shots * sum(item.size() for item in program.items)
 
 
+def session_of(loopback):
+    (session,) = loopback.sessions.values()
+    return session
+
+
 @pytest.mark.parametrize("mode", ["batch", "session"])
 def test_batch_and_session_hold_all_jobs_and_survive_the_process(loopback, runner, mode):
     one = runner(options={"mode": mode})
@@ -101,7 +106,10 @@ def test_batch_and_session_hold_all_jobs_and_survive_the_process(loopback, runne
     runner(options={"mode": mode}).expectations(STEP, small_work(seed=1))  # as a process that comes back
     assert len(loopback.sessions) == 1
     assert {job.session for job in loopback.jobs.values()} == set(loopback.sessions)
-    runner(options={"mode": mode}).close()
+    assert session_of(loopback)["accepting_jobs"]
+    last = runner(options={"mode": mode})
+    last.expectations(STEP, small_work())  # from the disk
+    last.close()
     (session,) = loopback.sessions.values()
     assert not session["accepting_jobs"]
     assert session["mode"] == {"batch": "batch", "session": "dedicated"}[mode]
@@ -161,10 +169,12 @@ def test_a_refused_submission_is_not_repeated_and_spends_nothing(loopback, runne
     ("spoil", "kind", "state"),
     [
         ({"failed": "Error code 8011; device broke"}, errors.JobFailedError, "failed"),
-        ({"failed": "Error code 1305; ran too long"}, errors.JobTimedOutError, "timed-out"),
+        ({"failed": "ran too long", "reason_code": 1305}, errors.JobTimedOutError, "timed-out"),
         ({"cancelled": 1.0}, errors.JobCancelledError, "cancelled"),
         ({"cancelled": 1.0, "reason_code": 1306, "failed": "session ttl expired"}, errors.JobExpiredError, "expired"),
-        ({"forgotten": True}, errors.JobExpiredError, "expired"),
+        ({"cancelled": 1.0, "reason_code": 1300, "failed": "it is settled"}, errors.JobCancelledError, "cancelled"),
+        ({"cancelled": 1.0, "reason_code": 1305, "failed": "too long"}, errors.JobTimedOutError, "timed-out"),
+        ({"failed": "device 13050 broke"}, errors.JobFailedError, "failed"),
     ],
 )
 def test_bad_ends_are_told_apart_and_not_replaced(loopback, runner, spoil, kind, state):
@@ -283,10 +293,11 @@ def test_a_job_is_stopped_when_the_sites_limit_is_reached(loopback, runner):
     """The estimate may be wrong: what is left of the smaller budget goes along, and the service stops the job."""
     one = runner(budgets=Budgets(run=500.0, site=60.2))
     one.expectations(STEP, small_work())
+    key = entry_of(one).intent.key
     one.expectations(replace(STEP, name="second"), small_work())
     first, second = loopback.jobs.values()
-    assert first.cost == 61  # 60.2 rounded up
-    assert second.cost == math.ceil(60.2 - one.ledger.entries()[0].seconds) < 61
+    assert first.cost == 60  # 60.2 rounded down
+    assert second.cost == math.floor(60.2 - one.ledger.get(key).seconds) == 58
 
 
 def test_preflight_tells_and_spends_nothing(loopback, runner):

@@ -31,7 +31,8 @@ CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0:1::"
 class Fault:
     """What happens to the next `times` requests `method` `path` (its end).
 
-    `status` is answered, or the connection is dropped where it is None; `taken`: after the request had its effect.
+    `status` is answered, or the connection is dropped where it is None; `taken`: after the request had its effect;
+    `hang`: so many seconds pass before.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Fault:
     taken: bool = False
     times: int = 1
     code: int = 0
+    hang: float = 0.0
 
 
 @dataclass
@@ -96,6 +98,7 @@ class LoopbackService:
         self.errors: list[Exception] = []
         self.hold = 0.0  # seconds before, and after, a submission makes a job
         self.fail_next: str | None = None
+        self.usage_is_pending = False  # of jobs that have ended
         self.usage = {"usage_consumed_seconds": 0, "usage_limit_reached": False}
         self.lock = threading.RLock()
         self._random = random.Random(seed)
@@ -188,6 +191,8 @@ class LoopbackService:
         stamps = {"created": _iso(job.created)}
         if job.status() in ("Completed", "Failed"):
             stamps |= {"running": _iso(job.starts), "finished": _iso(job.ends)}
+        if self.usage_is_pending or job.status() in ("Queued", "Running"):
+            return {"timestamps": stamps, "usage": {"qpu_charge_time_seconds": 0.0, "status": "pending"}}
         seconds = 2.0 if job.status() in ("Completed", "Failed") else 0.0
         return {"timestamps": stamps, "usage": {"qpu_charge_time_seconds": seconds, "status": "complete"}}
 
@@ -253,6 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
             except Exception as error:  # noqa: BLE001 - a test must see it as the client would
                 self.service.errors.append(error)
                 answer = (501, _error(501, repr(error)))
+        time.sleep(fault.hang if fault is not None else 0.0)
         if fault is not None and fault.status is None:
             self.close_connection = True
             self.connection.close()
@@ -320,7 +326,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not parts:
             wanted = json.loads(body)
             session = {"id": f"session{len(sessions)}", "backend_name": wanted["backend"], "mode": wanted["mode"],
-                       "accepting_jobs": True, "state": "open", "elapsed_time": 0}  # fmt: skip
+                       "accepting_jobs": True, "state": "open", "elapsed_time": 0,
+                       "max_ttl": wanted.get("max_ttl")}  # fmt: skip
             sessions[session["id"]] = session
             return 200, session
         if parts[0] not in sessions:

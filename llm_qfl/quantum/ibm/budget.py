@@ -20,48 +20,47 @@ class Budgets:
     """QPU seconds; None means no limit.
 
     Attributes:
-        run: of this run, over all its rounds.
+        run: of this site in one run, over all its rounds.
         site: of this site, over all runs in its ledger. The site's own limit always holds.
     """
 
     run: float | None = None
     site: float | None = None
 
-    def check(self, ledger: Ledger, run: str | None, estimate: float, own: Collection[str] = ()) -> None:
+    def check(
+        self, ledger: Ledger, run: str | None, estimate: float, own: Collection[str] = (), site: str | None = None
+    ) -> float | None:
         """Call under the ledger's lock `budget`.
 
         Args:
-            ledger: of the site.
+            ledger: of the node's folder, which may hold several sites' jobs.
             run: or None, where only the site's budget counts.
             estimate: QPU seconds of what shall run.
             own: keys of it, whose earlier reservations do not count.
+            site: whose budgets these are; None counts all in the ledger.
+
+        Returns:
+            QPU seconds that it may take before a limit is passed, at least the estimate, or None without a limit.
 
         Raises:
             BudgetError: with the sum.
         """
-        for whose, limit, spent in (
-            ("site", self.site, ledger.spent(own=own) if self.site is not None else 0.0),
-            ("run", self.run, ledger.spent(run, own) if self.run is not None and run is not None else 0.0),
-        ):
-            if (whose == "site" or run is not None) and limit is not None and spent + estimate > limit:
+        limits = [] if self.site is None else [("site", self.site, ledger.spent(None, own, site))]
+        limits += [] if self.run is None or run is None else [("run", self.run, ledger.spent(run, own, site))]
+        for whose, limit, spent in limits:
+            if spent + estimate > limit:
                 raise BudgetError(
                     f"QPU budget of the {whose}: {spent:.1f} s spent or under way + {estimate:.1f} s estimated = "
-                    f"{spent + estimate:.1f} s, more than {limit:.1f} s; fewer shots or rows, or a larger budget; "
+                    f"{spent + estimate:.1f} s, more than {limit:.1f} s; a job counts with the most that it may take "
+                    "until the service has told its sum (see llm-qfl jobs); fewer shots or rows, or a larger budget; "
                     "nothing was spent"
                 )
+        return min((limit - spent for _, limit, spent in limits), default=None)
 
-
-    def left(self, ledger: Ledger, run: str, estimate: float) -> float | None:
-        """QPU seconds that one job may take before a limit is passed, or None without a limit.
-
-        Args:
-            ledger: of the site; the job's own estimate is among what it says is spent or under way.
-            run: that the job belongs to.
-            estimate: the job's own.
-        """
-        limits = [] if self.site is None else [self.site - ledger.spent()]
-        limits += [] if self.run is None else [self.run - ledger.spent(run)]
-        return min(limits) + estimate if limits else None
+    @property
+    def limited(self) -> bool:
+        """Is there a limit at all?"""
+        return self.run is not None or self.site is not None
 
 
 @dataclass(frozen=True)

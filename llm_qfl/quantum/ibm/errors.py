@@ -6,13 +6,19 @@ BackendError
     ├── PreflightError       device unknown, down or too small; limits of a job (nothing was spent)
     │   └── BudgetError      over the QPU seconds of the run or the site (nothing was spent)
     ├── LedgerError          the ledger cannot be read or written (nothing was spent)
+    │   └── LedgerBusyError  another process works on the same step
     ├── SubmissionRefusedError    the service said no: it took no job
     │   └── SessionClosedError
     ├── SubmissionUncertainError  no answer, or an error after which the job may exist; the ledger looks for it
     ├── ServiceUnavailableError   the service does not answer; whatever was submitted stays in the ledger
     ├── JobWaitError         not finished within the site's patience; it stays in the ledger
+    ├── JobUnknownError      the service does not know the job that the ledger holds; it stays there
     └── JobError             the job ended without a result; it may have cost QPU seconds
-        ├── JobFailedError   JobCancelledError   JobExpiredError   JobTimedOutError
+        ├── JobFailedError   JobCancelledError   JobTimedOutError
+        └── JobExpiredError
+            └── ResultGoneError    it was done, but the result is gone from this disk and from the service
+
+`unfinished` errors leave a task that goes on where it stopped when it is sent again.
 """
 
 from llm_qfl.federation.errors import BackendError
@@ -38,25 +44,42 @@ class LedgerError(IbmError):
     """The ledger on the site's disk cannot be read or written; nothing was submitted."""
 
 
+class LedgerBusyError(LedgerError):
+    """Another process works on the same step; what it gets is on the disk then."""
+
+    unfinished = True
+
+
 class SubmissionRefusedError(IbmError):
     """The service refused the submission: it took no job.
 
     Args:
         message: what came, and what to do.
         transient: worth another try (too many requests).
+        unfinished: worth another task like this one.
     """
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False, unfinished: bool | None = None) -> None:
         super().__init__(message)
         self.transient = transient
+        self.unfinished = transient if unfinished is None else unfinished
 
 
 class SessionClosedError(SubmissionRefusedError):
-    """The session or batch accepts no more jobs; what was submitted before is kept."""
+    """The session or batch accepts no more jobs; what was submitted before is kept.
+
+    Args:
+        message: what came, and what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, unfinished=True)
 
 
 class SubmissionUncertainError(IbmError):
     """The submission may have reached the service; whether a job exists must be looked up."""
+
+    unfinished = True
 
 
 class ServiceUnavailableError(IbmError):
@@ -67,6 +90,12 @@ class ServiceUnavailableError(IbmError):
 
 class JobWaitError(IbmError):
     """The job did not finish within the site's patience; it stays in the ledger and is found again."""
+
+    unfinished = True
+
+
+class JobUnknownError(IbmError):
+    """The service does not know the job that the ledger holds: another account or instance, or it was dropped."""
 
     unfinished = True
 
@@ -93,7 +122,11 @@ class JobCancelledError(JobError):
 
 
 class JobExpiredError(JobError):
-    """The service dropped it: unknown by now, or its session ended before it ran."""
+    """The service dropped it: its session ended before it ran, or it keeps the result no longer."""
+
+
+class ResultGoneError(JobExpiredError):
+    """It was done and paid; the result is gone from this disk, and the service keeps it no longer."""
 
 
 class JobTimedOutError(JobError):

@@ -13,103 +13,33 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
-import json
 import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO
 
 import numpy as np
 
 from llm_qfl.federation.types import Array
-from llm_qfl.quantum.ibm.errors import LedgerError
+from llm_qfl.quantum.ibm.entry import (
+    ENDED_BADLY,
+    Entry,
+    Intent,
+    State,
+    decode,
+    digest,
+    digest_array,
+    encode,
+)
+from llm_qfl.quantum.ibm.errors import LedgerBusyError, LedgerError
 
-State = Literal["intent", "submitting", "submitted", "done", "failed", "cancelled", "expired", "timed-out"]
-ENDED_BADLY: tuple[State, ...] = ("failed", "cancelled", "expired", "timed-out")
-TAG_PREFIX = "llm-qfl-"
-_LOCK_ATTEMPTS = 20
+__all__ = ["ENDED_BADLY", "Entry", "Intent", "Ledger", "State", "digest", "digest_array"]
+
 _KEY = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What shall be run, and for whom. Equal intents are the same job.
-
-    The device is the one *asked for* (`ibm:least-busy`, say), and the circuit the logical one: what the service
-    answers next time, or tomorrow's calibration, must not turn a paid job into a new one.
-
-    Attributes:
-        run: of the federation.
-        site: name of the site.
-        round: of the federation.
-        step: within the round, unique there (`train/3/gradient`).
-        circuit: digest of circuit and observables.
-        parameters: digest of the parameter values.
-        options: digest of shots, mitigation and the like.
-        backend: as configured.
-    """
-
-    run: str
-    site: str
-    round: int
-    step: str
-    circuit: str
-    parameters: str
-    options: str
-    backend: str
-
-    @property
-    def key(self) -> str:
-        """Forty hexadecimal digits: the file's name and the core of the job's tag."""
-        return digest(asdict(self))[:40]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One intent and what became of it.
-
-    Attributes:
-        intent: what shall be run.
-        state: see the module.
-        estimate: QPU seconds that it was thought to cost when it was let through.
-        attempt: 0, and one more each time that a person had a job that ended badly run again.
-        job_id: at the service, once known.
-        instance: the service's instance that holds it.
-        device: the one chosen.
-        calibration: of the chosen physical qubits when it was let through.
-        reason: why it ended badly.
-        metrics: queue_seconds, qpu_seconds, ... as the service told.
-        previous: ids of the jobs of earlier attempts.
-        previous_seconds: QPU seconds that these cost.
-    """
-
-    intent: Intent
-    state: State = "intent"
-    estimate: float = 0.0
-    attempt: int = 0
-    job_id: str | None = None
-    instance: str | None = None
-    device: str | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
-    reason: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    previous: tuple[str, ...] = ()
-    previous_seconds: float = 0.0
-
-    @property
-    def tag(self) -> str:
-        """What the job carries at the service."""
-        return f"{TAG_PREFIX}{self.intent.key}-{self.attempt}"
-
-    @property
-    def seconds(self) -> float:
-        """QPU seconds that count against a budget: what the service told, else the estimate."""
-        pending = 0.0 if self.state == "intent" else self.estimate
-        return self.previous_seconds + self.metrics.get("qpu_seconds", pending)
 
 
 class Ledger:
@@ -142,7 +72,7 @@ class Ledger:
             return None
         except OSError as error:
             raise LedgerError(f"ledger: cannot read {path} ({error}); nothing was submitted") from error
-        return _decode(data, path)
+        return decode(data, path)
 
     def put(self, entry: Entry) -> Entry:
         """Write, durably, and return the entry.
@@ -150,7 +80,7 @@ class Ledger:
         Raises:
             LedgerError: the disk does not take it.
         """
-        self.write(self._path(entry.intent.key), _encode(entry))
+        self.write(self._path(entry.intent.key), encode(entry))
         return entry
 
     def entries(self) -> list[Entry]:
@@ -162,22 +92,23 @@ class Ledger:
         paths = sorted(path for path in self.folder.glob("*.json") if _KEY.fullmatch(path.stem))
         return [entry for path in paths if (entry := self.get(path.stem)) is not None]
 
-    def spent(self, run: str | None = None, own: Collection[str] = ()) -> float:
-        """QPU seconds of this run, or of all runs: known ones, and the estimates of what is under way.
+    def spent(self, run: str | None = None, own: Collection[str] = (), site: str | None = None) -> float:
+        """QPU seconds of this run and site, or of all: known ones, and the most that what is under way may take.
 
         An intent is under way while a process holds its lock.
 
         Args:
             run: or None for all.
             own: keys of intents that are not counted.
+            site: or None for all.
         """
         total = 0.0
         for entry in self.entries():
-            if run is not None and entry.intent.run != run:
+            intent = entry.intent
+            if (run is not None and intent.run != run) or (site is not None and intent.site != site):
                 continue
-            key = entry.intent.key
-            reserved = entry.state == "intent" and key not in own and self._is_held(key)
-            total += entry.seconds + (entry.estimate if reserved else 0.0)
+            reserved = entry.state == "intent" and intent.key not in own and self._is_held(intent.key)
+            total += entry.held + (entry.reserved if reserved else 0.0)
         return total
 
     def put_result(self, entry: Entry, arrays: Mapping[str, Array], metrics: Mapping[str, float]) -> Entry:
@@ -193,7 +124,7 @@ class Ledger:
         np.savez(buffer, **plain)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle
         data = buffer.getvalue()
         self.write(self._result_path(entry), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        return self.put(replace(entry, state="done", metrics=dict(metrics)))
+        return self.put(replace(entry, state="done", reason=None, metrics=dict(metrics)))
 
     def result(self, entry: Entry) -> dict[str, Array] | None:
         """The arrays of a job that is done; None where the file is gone or damaged: fetch them again."""
@@ -209,30 +140,31 @@ class Ledger:
             return dict(arrays)
 
     def again(self, key: str) -> Entry:
-        """A person decided that a job that ended badly shall be run again: a new attempt with a new tag.
+        """A person decided that a job that ended badly, or is lost, shall be run again: a new attempt with a new tag.
 
         Raises:
-            LedgerError: there is no such entry, or it did not end badly.
+            LedgerError: there is no such entry, or it neither ended badly nor is lost.
         """
         entry = self.get(key)
-        if entry is None or entry.state not in ENDED_BADLY:
+        if entry is None or not entry.needs_person:
             state = "no such entry" if entry is None else f"its state is {entry.state}"
             raise LedgerError(f"ledger: {key} cannot be run again, expected one of {ENDED_BADLY}: {state}")
-        previous = (*entry.previous, *([entry.job_id] if entry.job_id else []))
+        previous = (*entry.previous, *([entry.job_id] if entry.job_id else []), *entry.others)
         estimate, seconds = entry.estimate, entry.seconds
         return self.put(Entry(entry.intent, "intent", estimate, entry.attempt + 1, None, previous=previous,
                               previous_seconds=seconds))  # fmt: skip
 
     @contextmanager
-    def lock(self, name: str, *, wait: bool = False) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool | float = False) -> Iterator[None]:
         """Only one process at a time; the system lets go of it when the holder dies.
 
         Args:
             name: an entry's key, or of what else is not for two.
-            wait: until the other lets go.
+            wait: until the other lets go, or for so many seconds.
 
         Raises:
-            LedgerError: another process holds it, or the file cannot be made.
+            LedgerBusyError: another process holds it.
+            LedgerError: the file cannot be made.
         """
         path = self.folder / f"{name}.lock"
         try:
@@ -279,45 +211,17 @@ class Ledger:
             raise LedgerError(f"ledger: cannot write {path} ({error}); free the disk or mend its rights") from error
 
 
-def digest(value: object) -> str:
-    """SHA-256 of a value as canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def digest_array(values: Array) -> str:
-    """SHA-256 of dtype, shape and bytes, the same on every machine."""
-    plain = np.ascontiguousarray(values, dtype="<f8")
-    return hashlib.sha256(f"{plain.shape}".encode() + plain.tobytes()).hexdigest()
-
-
-def _flock(file: IO[str], name: str, *, wait: bool) -> None:
-    for attempt in range(_LOCK_ATTEMPTS):
+def _flock(file: IO[str], name: str, *, wait: bool | float) -> None:
+    if wait is True:
+        return fcntl.flock(file, fcntl.LOCK_EX)
+    # Without waiting, a few looks all the same: for a moment, the holder may be a look from `spent`.
+    pause, until = (0.01, time.monotonic() + 0.2) if wait is False else (0.25, time.monotonic() + wait)
+    while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:  # for a moment, it may be a look from `spent`
-            if attempt == _LOCK_ATTEMPTS - 1:
-                raise LedgerError(
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise LedgerBusyError(
                     f"ledger: another process works on {name}; wait for it, nothing was submitted"
                 ) from error
-            time.sleep(0.01)
-    return None
-
-
-def _encode(entry: Entry) -> bytes:
-    body = asdict(entry)
-    return json.dumps({"version": 1, "checksum": digest(body), "entry": body}, sort_keys=True, indent=1).encode()
-
-
-def _decode(data: bytes, path: Path) -> Entry:
-    what = "move the file away only if you know that no job of it exists at the service; nothing was submitted"
-    try:
-        outer = json.loads(data)
-        body: dict[str, Any] = outer["entry"]
-        if outer["version"] != 1 or outer["checksum"] != digest(body) or body["state"] not in get_args(State):
-            raise ValueError("checksum, version or state")
-        intent = Intent(**body.pop("intent"))
-        if set(body) != {item.name for item in fields(Entry)} - {"intent"} or intent.key != path.stem:
-            raise ValueError("fields or file name")
-        return Entry(intent, **(body | {"previous": tuple(body["previous"])}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LedgerError(f"ledger: {path} is damaged ({error}); restore it from a copy, or {what}") from error
+        time.sleep(pause)

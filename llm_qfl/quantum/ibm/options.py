@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from qiskit.quantum_info import SparsePauliOp
@@ -47,12 +47,11 @@ class IbmOptions:
         """What of the options changes the numbers."""
         return digest(asdict(self) | {"mode": None})
 
-    def within(self, seconds: float | None) -> IbmOptions:
-        """With jobs that the service stops after so many QPU seconds, rounded up to a whole one."""
-        if seconds is None:
-            return self
-        most = max(1, math.ceil(seconds))
-        return replace(self, max_execution_time=min(most, self.max_execution_time or most, LONGEST_JOB))
+    def cap(self, seconds: float | None) -> int | None:
+        """Most QPU seconds of a job for which so many are left, or None without any limit."""
+        most = [] if self.max_execution_time is None else [self.max_execution_time]
+        most += [] if seconds is None else [math.floor(seconds), LONGEST_JOB]
+        return min(most, default=None)
 
     def estimator(self, mode: Any, tag: str | None, seed: int | None = None) -> Any:  # noqa: ANN401
         """The client-side estimator.

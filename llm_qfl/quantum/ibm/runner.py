@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from llm_qfl.federation.types import Array
 from llm_qfl.quantum.ibm.account import Account
 from llm_qfl.quantum.ibm.budget import Budgets, Limits, device_problems, qpu_seconds, rows_per_job
 from llm_qfl.quantum.ibm.calibration import calibration_key, calibration_of
-from llm_qfl.quantum.ibm.errors import PreflightError, SessionClosedError
+from llm_qfl.quantum.ibm.errors import CredentialsError, LedgerBusyError, PreflightError, SessionClosedError
 from llm_qfl.quantum.ibm.ledger import Entry, Intent, Ledger, digest_array
 from llm_qfl.quantum.ibm.modes import Modes
 from llm_qfl.quantum.ibm.options import IbmOptions
@@ -98,7 +99,7 @@ class IbmRunner:
         self._options, self._budgets = options or IbmOptions(), budgets or Budgets()
         self._patience, self._limits, self._account = patience or Patience(), limits or Limits(), account
         self._service: IbmService | None = None
-        self._modes = Modes(self._options.mode, self.ledger)
+        self._modes = Modes(self._options.mode, self.ledger, backend)
         self._devices: dict[str, Any] = {}
 
     def connect(self) -> IbmService:
@@ -125,25 +126,25 @@ class IbmRunner:
             JobWaitError: not finished in time; call again with the same arguments.
         """
         parts = self._parts(step, work)
-        with ExitStack() as locks:
-            for intent, _ in parts:
-                # Another process may still be at it, left over from a node that was restarted: what it gets is ours.
-                locks.enter_context(self.ledger.lock(intent.key, wait=True))
-            entries = self._reserve(parts)
-            submissions = [self._submission(entry, part) for entry, (_, part) in zip(entries, parts, strict=True)]
-            entries = [
-                submission.ensure_job(entry) if entry.state in ("intent", "submitting") else entry
-                for entry, submission in zip(entries, submissions, strict=True)
-            ]
-            done = [submission.collect(entry) for entry, submission in zip(entries, submissions, strict=True)]
+        self._modes.works_for(step.run, step.site)
+        try:
+            with ExitStack() as locks:
+                for intent, _ in parts:
+                    # Another process may still be at it, left over from a restarted node: what it gets is ours.
+                    locks.enter_context(self.ledger.lock(intent.key, wait=self._patience.job))
+                done = self._collected(parts)
+        except CredentialsError as error:
+            error.unfinished = self._has_paid(step)  # a token may be renewed; what was paid for the task is used then
+            raise
         return self._outcome(work, [entry for entry, _ in done], [arrays for _, arrays in done])
 
-    def preflight(self, work: Work | None = None, run: str | None = None) -> list[str]:
+    def preflight(self, work: Work | None = None, run: str | None = None, site: str | None = None) -> list[str]:
         """Log in, look at the device and add up the cost; spends nothing.
 
         Args:
             work: what would run; without it, account and device are looked at.
             run: whose budget counts beside the site's.
+            site: whose budgets count; None: all jobs in the ledger do.
 
         Raises:
             CredentialsError: no account, or it is not accepted.
@@ -156,18 +157,21 @@ class IbmRunner:
             f"account: {service.account.source} is accepted",
             f"device: {device.name}, {device.num_qubits} qubits, {device.status().pending_jobs} jobs in its queue",
         ]
-        spent = self.ledger.spent()
+        spent = self.ledger.spent(site=site)
         if work is not None:
             sizes = [len(part.points) for _, part in self._parts(Step("preflight", "", 0, ""), work)]
             isa = self._isa(work, device)
             estimate = sum(qpu_seconds(self._executions(work, rows), device, isa) for rows in sizes)
-            self._budgets.check(self.ledger, run, estimate)
+            self._budgets.check(self.ledger, run, estimate, site=site)
             lines.append(
                 f"cost: {len(sizes)} job(s) for {len(work.points)} rows, {self._executions(work, sum(sizes))} "
                 f"executions, about {estimate:.1f} s of QPU time"
             )
         limit = "no limit of its own" if self._budgets.site is None else f"limit {self._budgets.site:.1f} s"
-        return [*lines, f"ledger: {len(self.ledger.entries())} jobs, {spent:.1f} s of QPU time; site: {limit}"]
+        lines.append(f"ledger: {len(self.ledger.entries())} jobs, {spent:.1f} s of QPU time; site: {limit}")
+        if self._options.mode == "session":
+            lines.append("mode session: the service bills from the session's first job to its closing, pauses included")
+        return lines
 
     def close(self) -> None:
         """Close the batch or session, so that it costs nothing more; jobs in it run to their end."""
@@ -193,6 +197,8 @@ class IbmRunner:
         """Entries of all parts; new ones are let through together or not at all."""
         found = {intent.key: self.ledger.get(intent.key) for intent, _ in parts}
         new = [(intent, part) for intent, part in parts if _is_new(found[intent.key])]
+        if self._budgets.limited and any(entry is None or entry.job_id is None for entry in found.values()):
+            self._settle({intent.key for intent, _ in parts})
         if new:
             device = self._checked(new[0][1].circuit.num_qubits)
             isa = self._isa(new[0][1], device)
@@ -200,11 +206,21 @@ class IbmRunner:
             estimates = [qpu_seconds(self._executions(part, len(part.points)), device, isa) for _, part in new]
             with self.ledger.lock("budget", wait=True):
                 own = {intent.key for intent, _ in new}
-                self._budgets.check(self.ledger, new[0][0].run, sum(estimates), own)
-                for (intent, _), estimate in zip(new, estimates, strict=True):
-                    about = {"estimate": estimate, "device": device.name, "calibration": calibration}
-                    before = found[intent.key] or Entry(intent)
-                    found[intent.key] = self.ledger.put(replace(before, instance=device._instance, **about))
+                left = self._budgets.check(self.ledger, parts[0][0].run, sum(estimates), own, parts[0][0].site)
+                for (intent, part), estimate in zip(new, estimates, strict=True):
+                    share = None if left is None else left * (estimate / sum(estimates))
+                    found[intent.key] = self.ledger.put(
+                        replace(
+                            found[intent.key] or Entry(intent),
+                            estimate=estimate,
+                            cap=self._options.cap(share),
+                            device=device.name,
+                            instance=device._instance,
+                            calibration=calibration,
+                            shots=self._options.shots,
+                            circuits=self._options.circuits(part.observables, len(part.points), 1),
+                        )
+                    )
         return [entry for intent, _ in parts if (entry := found[intent.key]) is not None]
 
     def _checked(self, qubits: int) -> Any:  # noqa: ANN401
@@ -236,21 +252,75 @@ class IbmRunner:
         row, fixed = self._options.executions(work.observables)
         return rows * row + fixed
 
-    def _submission(self, entry: Entry, work: Work) -> Submission:
-        jobs = BoundJobs(self.connect, entry.instance, lambda tag: self._post(entry, work, tag))
-        return Submission(self.ledger, jobs, self._patience)
+    def _collected(self, parts: list[tuple[Intent, Work]]) -> list[tuple[Entry, dict[str, Array]]]:
+        """Every part's job is there before the first one is waited for."""
+        entries = self._reserve(parts)
+        submissions = [self._submission(entry, part) for entry, (_, part) in zip(entries, parts, strict=True)]
+        entries = [
+            submission.ensure_job(entry) if entry.state in ("intent", "submitting") else entry
+            for entry, submission in zip(entries, submissions, strict=True)
+        ]
+        return [submission.collect(entry) for entry, submission in zip(entries, submissions, strict=True)]
 
-    def _post(self, entry: Entry, work: Work, tag: str) -> Any:  # noqa: ANN401
-        """Submit one PUB; called by the submission alone."""
-        device = self._chosen(entry.device or self._device, work.circuit.num_qubits)
+    def _submission(self, entry: Entry, work: Work | None) -> Submission:
+        def prepare(entry: Entry) -> tuple[Entry, Callable[[], Any]]:
+            if work is None:
+                raise PreflightError("there is nothing to submit; nothing was spent")
+            return self._ready(entry, work)
+
+        jobs = BoundJobs(self.connect, entry.instance, prepare)
+        account = lambda: self.connect().account.source  # noqa: E731
+        return Submission(self.ledger, jobs, self._patience, prepare=jobs.prepare, account=account)
+
+    def _ready(self, entry: Entry, work: Work) -> tuple[Entry, Callable[[], Any]]:
+        """The entry as it shall be submitted, and the call that posts its one PUB; called by the submission alone.
+
+        Raises:
+            IbmError: it cannot be submitted; nothing has left this machine.
+        """
+        intent, device = entry.intent, self._chosen(entry.device or self._device, work.circuit.num_qubits)
         pub = work.pub(self._isa(work, device))
-        try:
-            left = self._budgets.left(self.ledger, entry.intent.run, entry.estimate)
-            estimator = self._options.within(left).estimator(self._modes.of(device, self.connect()), tag)
-            return submit_once(device, lambda: estimator.run([pub]))
-        except SessionClosedError:
-            self._modes.forget(device)
-            raise
+        with self.ledger.lock("budget", wait=True):  # again: the reservation may be that of a process that died
+            left = self._budgets.check(self.ledger, intent.run, entry.estimate, {intent.key}, intent.site)
+            caps = [cap for cap in (entry.cap, self._options.cap(left)) if cap is not None]
+            entry = self.ledger.put(replace(entry, cap=min(caps, default=None)))
+        mode = self._modes.of(device, self.connect(), intent, left)
+        options = replace(self._options, max_execution_time=entry.cap)
+        estimator = options.estimator(mode, entry.tag)
+
+        def post() -> Any:  # noqa: ANN401
+            try:
+                return submit_once(device, lambda: estimator.run([pub]))
+            except SessionClosedError:
+                self._modes.forget(device, intent)
+                raise
+
+        return replace(entry, session=getattr(mode, "session_id", None)), post
+
+    def _settle(self, own: set[str]) -> None:
+        """Ask what ended jobs and open sessions have cost, as far as the budgets do not know it.
+
+        Args:
+            own: keys whose locks this process holds.
+        """
+        for entry in self.ledger.entries():
+            key = entry.intent.key
+            if key in own or entry.job_id is None or "qpu_seconds" in entry.metrics:
+                continue
+            try:
+                with self.ledger.lock(key):
+                    self._submission(entry, None).settle(self.ledger.get(key) or entry)
+            except LedgerBusyError:
+                continue  # its process will know
+        self._modes.settle(self.connect)
+
+    def _has_paid(self, step: Step) -> bool:
+        """Is there a job of this task's round that may cost?"""
+        return any(
+            entry.state != "intent"
+            for entry in self.ledger.entries()
+            if (entry.intent.run, entry.intent.site, entry.intent.round) == (step.run, step.site, step.round)
+        )
 
     def _outcome(self, work: Work, entries: list[Entry], arrays: list[dict[str, Array]]) -> Outcome:
         row, fixed = self._options.executions(work.observables)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from llm_qfl.federation.types import Array
+from llm_qfl.quantum.ibm import transport
 from llm_qfl.quantum.ibm.account import Account
 from llm_qfl.quantum.ibm.errors import (
     CredentialsError,
@@ -21,13 +24,26 @@ from llm_qfl.quantum.ibm.errors import (
     SubmissionRefusedError,
     SubmissionUncertainError,
 )
-from llm_qfl.quantum.ibm.ledger import State
+from llm_qfl.quantum.ibm.ledger import Entry, State
 from llm_qfl.quantum.ibm.submission import JobState
 from llm_qfl.quantum.ibm.transport import Answer, send_once
 
 SESSION_CLOSED_CODE = 1217
-RAN_TOO_LONG = "1305"
-_ENDED_WITH_SESSION = ("expired", "session", "ttl")
+RAN_TOO_LONG = 1305
+_ENDED_WITH_SESSION = re.compile(r"\b(expired|session|ttl)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SessionUsage:
+    """What a session has cost, its jobs included.
+
+    Attributes:
+        seconds: of the QPU, from its first job on.
+        final: it is closed, and costs no more.
+    """
+
+    seconds: float
+    final: bool
 
 
 class IbmService:
@@ -52,12 +68,19 @@ class IbmService:
 
         with _reading(f"log in with {account.source}"):
             try:
-                self.client = QiskitRuntimeService(**account.arguments())
+                self._client = QiskitRuntimeService(**account.arguments())
             except (IBMError, ValueError) as error:
                 raise CredentialsError(
                     f"IBM Quantum: cannot log in with {account.source} ({_first_line(error)}); set QISKIT_IBM_TOKEN "
                     "and QISKIT_IBM_INSTANCE, a token file or a saved account on this site; nothing was spent"
                 ) from error
+
+    @property
+    def client(self) -> Any:  # noqa: ANN401
+        """IBM's client, whose connections give up when nothing comes: a client for each instance, made when needed."""
+        for api in (self._client._get_api_client(), *self._client._get_api_clients().values()):
+            api._session._timeout = transport.TIMEOUT
+        return self._client
 
     def device(self, name: str, qubits: int) -> Any:  # noqa: ANN401
         """The IBMBackend of this name, or the least busy one that is wide enough.
@@ -94,9 +117,10 @@ class IbmService:
                 job = self.client.job(job_id)
                 status = str(job.status())
                 message = (job.error_message() if status == "ERROR" else getattr(job, "_reason", None)) or ""
+                code = getattr(job, "_reason_code", None)
             except RuntimeJobNotFound:
                 return None
-        return JobState(_state_of(status, message), " ".join(message.split())[:300] or None)
+        return JobState(_state_of(status, code, message), " ".join(message.split())[:300] or None)
 
     def metrics(self, job_id: str) -> dict[str, float]:
         """queue_seconds and qpu_seconds, as far as the service tells them and they are final."""
@@ -110,6 +134,8 @@ class IbmService:
         seconds = usage.get("qpu_charge_time_seconds", usage.get("quantum_seconds"))
         if seconds is not None and usage.get("status", "pending") != "pending":
             found["qpu_seconds"] = float(seconds)
+        elif stamps.get("finished") and not stamps.get("running"):
+            found["qpu_seconds"] = 0.0  # it ended in the queue
         return found
 
     def result(self, job_id: str) -> dict[str, Array]:
@@ -131,16 +157,28 @@ class IbmService:
                 return None
         return found if accepting else None
 
-    def close_session(self, session_id: str) -> None:
+    def close_session(self, session_id: str, instance: str | None) -> None:
         """Let a batch or session take no more jobs; one that the service does not know any more is closed."""
+        with _reading(f"close the session {session_id}"):
+            self._api(instance).close_session(session_id)
+
+    def session_usage(self, session_id: str, instance: str | None) -> SessionUsage | None:
+        """What a session has cost so far, or None where the service does not tell."""
         from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 
-        with _reading(f"close the session {session_id}"):
+        with _reading(f"ask for the usage of the session {session_id}"):
             try:
-                self.client._get_api_client().close_session(session_id)
+                details = self._api(instance).session_details(session_id)
             except RequestsApiError as error:
                 if error.status_code != 404:
                     raise
+                return None
+        seconds = details.get("elapsed_time")
+        return None if seconds is None else SessionUsage(float(seconds), details.get("state") == "closed")
+
+    def _api(self, instance: str | None) -> Any:  # noqa: ANN401
+        clients = self.client._get_api_clients()
+        return clients[instance] if instance in clients else self.client._get_api_client()
 
     def cancel(self, job_id: str) -> None:
         """Ask the service to stop a job.
@@ -163,15 +201,29 @@ class BoundJobs:
     Args:
         connect: the service, logged in to when the first question is asked: a result on disk needs none.
         instance: that holds the entry's job, or None while no device is chosen.
-        submit: from a tag to the client's job, called once per attempt.
+        prepare: what must be so before an entry is submitted, and the call that posts its job; once per attempt.
     """
 
-    def __init__(self, connect: Callable[[], IbmService], instance: str | None, submit: Callable[[str], Any]) -> None:
-        self._connect, self._instance, self._submit = connect, instance, submit
+    def __init__(
+        self,
+        connect: Callable[[], IbmService],
+        instance: str | None,
+        prepare: Callable[[Entry], tuple[Entry, Callable[[], Any]]],
+    ) -> None:
+        self._connect, self._instance, self._prepare = connect, instance, prepare
+        self._ready: Callable[[], Any] | None = None
+
+    def prepare(self, entry: Entry) -> Entry:
+        """The entry as it is submitted next. Spends nothing; raises where it cannot be submitted."""
+        entry, self._ready = self._prepare(entry)
+        return entry
 
     def submit(self, tag: str) -> str:
         """See submission.JobService."""
-        return str(self._submit(tag).job_id())
+        ready, self._ready = self._ready, None
+        if ready is None:
+            raise SubmissionRefusedError(f"{tag}: prepare comes before submit; nothing was spent")
+        return str(ready().job_id())
 
     def find(self, tag: str) -> list[str]:
         """See submission.JobService."""
@@ -190,8 +242,13 @@ class BoundJobs:
         return self._connect().metrics(job_id)
 
 
-def open_once(mode: str, backend: Any) -> Any:  # noqa: ANN401
+def open_once(mode: str, backend: Any, seconds: int | None = None) -> Any:  # noqa: ANN401
     """Open a batch or session, asking once.
+
+    Args:
+        mode: which of them.
+        backend: an IBMBackend.
+        seconds: after which the service shall close a session; a batch is paid by its jobs alone.
 
     Raises:
         SubmissionRefusedError: there is none, or nobody knows; no job was submitted.
@@ -199,11 +256,14 @@ def open_once(mode: str, backend: Any) -> Any:  # noqa: ANN401
     from qiskit_ibm_runtime import Batch, Session
 
     try:
-        return submit_once(backend, lambda: (Batch if mode == "batch" else Session)(backend=backend))
+        if mode == "batch":
+            return submit_once(backend, lambda: Batch(backend=backend))
+        return submit_once(backend, lambda: Session(backend=backend, max_time=seconds))
     except SubmissionUncertainError as error:
         raise SubmissionRefusedError(
             f"not submitted: the {mode} may be open or not ({error}); an empty one costs nothing and is closed when "
-            "idle; try again; nothing was spent"
+            "idle; try again; nothing was spent",
+            unfinished=True,
         ) from error
 
 
@@ -253,13 +313,15 @@ def _submission_error(answer: Answer | None, error: Exception) -> IbmError:
     return SubmissionUncertainError(f"no clear answer to the submission: {said}")
 
 
-def _state_of(status: str, message: str) -> State:
+def _state_of(status: str, code: int | None, message: str) -> State:
     if status == "DONE":
         return "done"
+    if code == RAN_TOO_LONG and status in ("ERROR", "CANCELLED"):
+        return "timed-out"
     if status == "ERROR":
-        return "timed-out" if RAN_TOO_LONG in message else "failed"
+        return "failed"
     if status == "CANCELLED":
-        return "expired" if any(word in message.lower() for word in _ENDED_WITH_SESSION) else "cancelled"
+        return "expired" if _ENDED_WITH_SESSION.search(message) else "cancelled"
     return "submitted"
 
 
@@ -275,7 +337,7 @@ def _reading(what: str) -> Iterator[None]:
             yield
     except IBMNotAuthorizedError as error:
         raise CredentialsError(
-            f"IBM Quantum: cannot {what}, the token is not accepted ({_first_line(error)}); renew it; nothing was spent"
+            f"IBM Quantum: cannot {what}, the token is not accepted ({_first_line(error)}); renew it; no job was made"
         ) from error
     except QiskitBackendNotFoundError as error:
         raise PreflightError(

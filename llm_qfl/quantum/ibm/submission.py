@@ -7,25 +7,33 @@ unlisted after the *listing bound*, the longest time that the service takes to l
 
 from __future__ import annotations
 
+import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from llm_qfl.federation.types import Array
 from llm_qfl.quantum.ibm.errors import (
+    IbmError,
     JobCancelledError,
     JobError,
     JobExpiredError,
     JobFailedError,
     JobTimedOutError,
+    JobUnknownError,
     JobWaitError,
+    LedgerError,
+    ResultGoneError,
     ServiceUnavailableError,
     SubmissionRefusedError,
     SubmissionUncertainError,
 )
 from llm_qfl.quantum.ibm.ledger import Entry, Ledger, State
 
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ERRORS: Mapping[State, type[JobError]] = {
     "failed": JobFailedError,
@@ -111,12 +119,22 @@ class Submission:
         service: bound to the circuits of this entry.
         patience: how long to wait.
         clock: monotonic time.
+        prepare: called before anything is sent, while the entry says `intent`; it gives back the entry as it shall be
+            written, or raises, and then nothing has left this machine.
+        account: in words, for messages.
     """
 
     def __init__(
-        self, ledger: Ledger, service: JobService, patience: Patience | None = None, clock: Clock | None = None
+        self,
+        ledger: Ledger,
+        service: JobService,
+        patience: Patience | None = None,
+        clock: Clock | None = None,
+        *,
+        prepare: Callable[[Entry], Entry] = lambda entry: entry,
+        account: Callable[[], str] = lambda: "the site's account",
     ) -> None:
-        self._ledger, self._service = ledger, service
+        self._ledger, self._service, self._prepare, self._account = ledger, service, prepare, account
         self._patience, self._clock = patience or Patience(), clock or Clock()
 
     def ensure_job(self, entry: Entry) -> Entry:
@@ -152,33 +170,61 @@ class Submission:
         Raises:
             JobError: it ended without a result, now or when it was looked at before.
             JobWaitError: it has not ended within `Patience.job`.
+            JobUnknownError: the service does not know it.
+            ServiceUnavailableError: it does not answer.
         """
         if entry.state == "done" and (arrays := self._ledger.result(entry)) is not None:
-            return entry, arrays
+            return self.settle(entry), arrays
         if entry.state in _ERRORS:
             raise self._error(entry)
         if entry.job_id is None:
             raise JobWaitError(f"no job yet for {entry.tag}, its state is {entry.state}; submit first")
         job_id = entry.job_id
-        ended = self._wait(job_id)
-        metrics = dict(ended.metrics or {}) or self._retry(lambda: self._service.metrics(job_id), default={})
+        ended = self._wait(entry, job_id)
+        if ended is None or (entry.state == "done" and ended.state != "done"):
+            raise self._lost(entry)
+        found = dict(ended.metrics or {}) or self._retry(lambda: self._service.metrics(job_id), default={})
+        metrics = entry.metrics | found
         if ended.state != "done":
             entry = self._ledger.put(replace(entry, state=ended.state, reason=ended.reason, metrics=metrics))
             raise self._error(entry)
         arrays = self._retry(lambda: self._service.result(job_id))
         return self._ledger.put_result(entry, arrays, metrics), arrays
 
-    def _submit(self, entry: Entry) -> Entry:
-        entry = self._ledger.put(replace(entry, state="submitting"))
+    def settle(self, entry: Entry) -> Entry:
+        """Ask once more what an ended job has cost, if that is not known; the entry as it is where nobody tells."""
+        if entry.job_id is None or "qpu_seconds" in entry.metrics:
+            return entry
         try:
-            job_id = self._service.submit(entry.tag)
+            state = self._service.state(entry.job_id)
+            if state is None or state.state == "submitted":
+                return entry
+            found = dict(self._service.metrics(entry.job_id))
+        except LedgerError:
+            raise
+        except IbmError as error:
+            _LOG.warning("job %s: its QPU seconds stay an estimate for now: %s", entry.job_id, error)
+            return entry
+        return self._ledger.put(replace(entry, metrics=entry.metrics | found)) if found else entry
+
+    def _submit(self, entry: Entry) -> Entry:
+        try:
+            entry = self._prepare(entry)
         except SubmissionRefusedError as refusal:
-            entry = self._ledger.put(replace(entry, state="intent"))
             if not refusal.transient:
                 raise
             return entry
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = self._ledger.put(replace(entry, state="submitting", submitted=now))
+        try:
+            job_id = self._service.submit(entry.tag)
         except SubmissionUncertainError:
             return self._look_up(entry)
+        except IbmError as refusal:  # every other one is raised where no job was made
+            entry = self._ledger.put(replace(entry, state="intent", submitted=None))
+            if not (isinstance(refusal, SubmissionRefusedError) and refusal.transient):
+                raise
+            return entry
         return self._ledger.put(replace(entry, state="submitted", job_id=job_id))
 
     def _look_up(self, entry: Entry) -> Entry:
@@ -188,24 +234,52 @@ class Submission:
             asked = self._clock.now() - started
             found = self._retry(lambda: self._service.find(entry.tag))
             if found:
-                return self._ledger.put(replace(entry, state="submitted", job_id=found[0]))
+                return self._found(entry, found)
             if asked >= self._patience.listing_bound:
-                return self._ledger.put(replace(entry, state="intent"))
+                return self._ledger.put(replace(entry, state="intent", submitted=None))
             self._clock.sleep(min(self._patience.poll, max(self._patience.listing_bound - asked, 0.01)))
 
-    def _wait(self, job_id: str) -> JobState:
-        started, looks = self._clock.now(), 0
+    def _found(self, entry: Entry, found: list[str]) -> Entry:
+        """The oldest job is the entry's; that there are more should not happen and is told, and counted as paid."""
+        others = tuple(found[1:])
+        if others:
+            _LOG.error(
+                "%s: the service lists %d jobs with this tag, expected one; %s is used, the cost of the others (%s) "
+                "is counted with the most that they may take: look at them in the account",
+                entry.tag, len(found), found[0], ", ".join(others),
+            )  # fmt: skip
+        more = entry.previous_seconds + entry.reserved * len(others)
+        return self._ledger.put(
+            replace(entry, state="submitted", job_id=found[0], others=others, previous_seconds=more)
+        )
+
+    def _wait(self, entry: Entry, job_id: str) -> JobState | None:
+        """How the job ended; None where the service has not known it for the listing bound.
+
+        An outage of the service ends nothing: the job is at the service, and is asked for until `Patience.job`.
+        """
+        started, looks, away, unknown = self._clock.now(), 0, False, None
         while True:
-            waited = self._clock.now() - started
-            state = self._retry(lambda: self._service.state(job_id))
-            if state is None and waited >= self._patience.listing_bound:
-                return JobState("expired", "the service does not know this job any more", {})
-            if state is not None and state.state != "submitted":
-                return state
-            if waited >= self._patience.job:
-                raise JobWaitError(
-                    f"job {job_id} has not ended after {waited:.0f} s; it stays in the ledger and is found again"
-                )
+            now = self._clock.now()
+            try:
+                state = self._service.state(job_id)
+            except ServiceUnavailableError as error:
+                if now - started >= self._patience.job:
+                    raise
+                if not away:
+                    _LOG.warning("job %s of %s is asked for again: %s", job_id, entry.tag, error)
+                away = True
+            else:
+                away, unknown = False, (now if unknown is None else unknown) if state is None else None
+                if unknown is not None and now - unknown >= self._patience.listing_bound:
+                    return None
+                if state is not None and state.state != "submitted":
+                    return state
+                if now - started >= self._patience.job and state is not None:
+                    raise JobWaitError(
+                        f"job {job_id} has not ended after {now - started:.0f} s; it stays in the ledger and is found "
+                        "again"
+                    )
             self._clock.sleep(min(self._patience.poll * 1.5 ** min(looks, 20), self._patience.longest))
             looks += 1
 
@@ -225,11 +299,34 @@ class Submission:
     def _pause(self, attempt: int) -> float:
         return min(self._patience.backoff * 2.0 ** (attempt - 1), self._patience.longest)
 
+    def _lost(self, entry: Entry) -> IbmError:
+        """Notes why a person must look, and keeps the state: what was paid stays paid."""
+        where = f"{self._account()}, instance {entry.instance or 'unknown'}"
+        job = f"job {entry.job_id} of {entry.intent.site}, round {entry.intent.round}, {entry.intent.step}"
+        if entry.state == "done":
+            self._ledger.put(
+                replace(entry, reason="the result is gone from this disk, and the service has it no longer")
+            )
+            return ResultGoneError(
+                f"{job} was done, but its result is gone from {self._ledger.folder}, and the service has it no longer "
+                f"({where}); restore the file {entry.intent.key}-{entry.attempt}.npz from a copy, or pay for another "
+                f"attempt: {self._again(entry)}",
+                entry.job_id or "?",
+            )
+        self._ledger.put(replace(entry, reason=f"the service does not know it ({where})"))
+        return JobUnknownError(
+            f"{job}: the service does not know it ({where}). Is this the account that it was submitted with? The entry "
+            f"stays as it is. If the service has dropped the job, pay for another attempt: {self._again(entry)}"
+        )
+
     def _error(self, entry: Entry) -> JobError:
         job_id = entry.job_id or "?"
         return _ERRORS[entry.state](
             f"job {job_id} of {entry.intent.site}, round {entry.intent.round}, {entry.intent.step}: {entry.state} "
             f"({entry.reason or 'no reason given'}); it is not replaced on its own. To pay for another attempt: "
-            f"Ledger.again({entry.intent.key!r})",
+            f"{self._again(entry)}",
             job_id,
         )
+
+    def _again(self, entry: Entry) -> str:
+        return f"llm-qfl jobs --again {entry.intent.key[:12]} {shlex.quote(str(self._ledger.folder))}"

@@ -17,6 +17,9 @@ from urllib3.util.retry import Retry
 
 from llm_qfl.quantum.ibm.errors import IbmError
 
+TIMEOUT = (5.0, 60.0)
+"""Seconds to connect, and of silence before an answer is given up; the client has no limit for the second."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -48,6 +51,8 @@ class SendOnce(BaseAdapter):
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401
         """See requests."""
+        if kwargs.get("timeout") is None:  # behind a proxy, the client sets none
+            kwargs["timeout"] = TIMEOUT
         path = urlsplit(request.url or "").path
         if request.method != "POST" or not str(path).endswith(("/jobs", "/sessions")):
             return self._usual.send(request, *args, **kwargs)

@@ -8,11 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_qfl.quantum.ibm.errors import (
+    BudgetError,
+    CredentialsError,
+    IbmError,
     JobCancelledError,
     JobExpiredError,
     JobFailedError,
     JobTimedOutError,
+    JobUnknownError,
     JobWaitError,
+    LedgerError,
+    PreflightError,
+    ResultGoneError,
     ServiceUnavailableError,
     SubmissionRefusedError,
     SubmissionUncertainError,
@@ -86,8 +93,8 @@ def ledger(tmp_path):
     return Ledger(tmp_path)
 
 
-def submission(ledger, fake):
-    return Submission(ledger, fake, PATIENCE, fake.clock())
+def submission(ledger, fake, **more):
+    return Submission(ledger, fake, PATIENCE, fake.clock(), **more)
 
 
 def test_intent_to_result(ledger):
@@ -182,11 +189,118 @@ def test_bad_ends_are_kept_and_raised_each_time(ledger, state, kind):
     assert fake.posts == 1
 
 
-def test_a_job_that_the_service_forgot_has_expired_but_not_at_once(ledger):
-    fake = Fake([])
-    with pytest.raises(JobExpiredError, match="does not know"):
-        submission(ledger, fake).collect(ledger.put(Entry(INTENT, "submitted", job_id="gone")))
+def test_a_job_that_the_service_does_not_know_stays_in_the_ledger_and_may_be_found_again(ledger):
+    """It may be another account or instance that is asked."""
+    fake = Fake(["ok"], ends=0.0)
+    one = submission(ledger, fake, account=lambda: "the token file")
+    entry = one.ensure_job(ledger.put(Entry(INTENT, instance="crn:1")))
+    jobs, fake.jobs = fake.jobs, []
+    with pytest.raises(JobUnknownError, match=r"job1 .*the token file, instance crn:1.*jobs --again") as caught:
+        one.collect(entry)
+    assert caught.value.unfinished
     assert fake.time >= BOUND
+    entry = ledger.get(INTENT.key)
+    assert (entry.state, entry.needs_person) == ("submitted", True)
+    fake.jobs = jobs
+    entry, _ = one.collect(entry)
+    assert (entry.state, entry.needs_person, entry.reason) == ("done", False, None)
+
+
+def test_a_job_that_is_lost_is_run_again_when_a_person_says_so(ledger):
+    ledger.put(Entry(INTENT, "submitted", 3.0, job_id="gone"))
+    with pytest.raises(LedgerError, match="its state is submitted"):
+        ledger.again(INTENT.key)
+    with pytest.raises(JobUnknownError):
+        submission(ledger, Fake([])).collect(ledger.get(INTENT.key))
+    entry = ledger.again(INTENT.key)
+    assert (entry.state, entry.previous, entry.previous_seconds) == ("intent", ("gone",), 3.0)
+
+
+def test_a_result_that_is_gone_everywhere_stays_done_and_paid(ledger):
+    fake = Fake(["ok"])
+    one = submission(ledger, fake)
+    entry, arrays = one.collect(one.ensure_job(ledger.put(Entry(INTENT, estimate=2.0))))
+    (ledger.folder / f"{INTENT.key}-0.npz").unlink()
+    jobs, fake.jobs = fake.jobs, []
+    with pytest.raises(ResultGoneError, match=r"was done.*restore the file.*llm-qfl jobs --again") as caught:
+        one.collect(entry)
+    assert not caught.value.unfinished
+    entry = ledger.get(INTENT.key)
+    assert (entry.state, entry.metrics, ledger.spent()) == ("done", {"qpu_seconds": 4.0}, 4.0)
+    fake.jobs = jobs  # the service has it after all
+    entry, again = one.collect(entry)
+    np.testing.assert_array_equal(again["evs"], arrays["evs"])
+    assert entry.reason is None
+
+
+def test_an_outage_of_an_hour_ends_no_job(ledger):
+    fake = Fake(["ok"], ends=3600.0)
+    one = Submission(ledger, fake, Patience(), fake.clock())
+    entry = one.ensure_job(ledger.put(Entry(INTENT)))
+    state = fake.state
+    fake.state = lambda job: away() if 600 <= fake.time < 4200 else state(job)
+    assert one.collect(entry)[0].state == "done"
+    assert 4200 <= fake.time < 4300
+
+
+def away():
+    raise ServiceUnavailableError("away")
+
+
+def test_an_outage_longer_than_patience_leaves_an_unfinished_task(ledger):
+    fake = Fake(["ok"])
+    one = submission(ledger, fake)
+    entry = one.ensure_job(ledger.put(Entry(INTENT)))
+    fake.state = lambda job: away()
+    with pytest.raises(ServiceUnavailableError) as caught:
+        one.collect(entry)
+    assert caught.value.unfinished
+    assert fake.time >= PATIENCE.job
+    assert ledger.get(INTENT.key) == entry
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CredentialsError("token"), PreflightError("down"), LedgerError("disk"), IbmError("release"), BudgetError("sum")],
+)
+def test_what_is_raised_before_anything_is_sent_leaves_an_intent_that_reserves_nothing(ledger, error):
+    def fail(_):
+        raise error
+
+    for prepare in (True, False):
+        fake = Fake(["ok"])
+        one = submission(ledger, fake, prepare=fail) if prepare else submission(ledger, fake)
+        fake.submit = fake.submit if prepare else fail
+        with pytest.raises(type(error)):
+            one.ensure_job(ledger.put(Entry(INTENT, estimate=3.0)))
+        entry = ledger.get(INTENT.key)
+        assert (entry.state, entry.submitted, ledger.spent(), fake.posts) == ("intent", None, 0.0, 0)
+
+
+def test_a_second_job_with_the_tag_is_told_kept_and_counted(ledger, caplog):
+    entry = ledger.put(Entry(INTENT, "submitting", 3.0, cap=10))
+    fake = Fake([], jobs=[(f"job{n}", entry.tag, 0.0, 0.0) for n in range(3)])
+    one = submission(ledger, fake)
+    entry, _ = one.collect(one.ensure_job(entry))
+    assert (entry.job_id, entry.others) == ("job0", ("job1", "job2"))
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "job1, job2" in record.getMessage()
+    assert ledger.spent() == 4.0 + 2 * 10
+
+
+def test_seconds_that_the_service_tells_late_are_asked_for_when_the_job_is_next_seen(ledger):
+    fake = Fake(["ok"])
+    metrics, fake.metrics = fake.metrics, lambda job: {}
+    one = submission(ledger, fake)
+    entry, _ = one.collect(one.ensure_job(ledger.put(Entry(INTENT, estimate=3.0, cap=9))))
+    assert (entry.seconds, ledger.spent()) == (3.0, 9.0)
+    fake.state = lambda job: away()
+    assert one.collect(entry)[0] == entry  # the result is on disk: an outage is no reason not to have it
+    del fake.state
+    fake.metrics = metrics
+    entry, _ = one.collect(entry)
+    assert entry.seconds == ledger.get(INTENT.key).seconds == ledger.spent() == 4.0
 
 
 def test_patience_ends_and_the_job_stays(ledger):
