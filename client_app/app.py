@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -11,7 +12,13 @@ from client_app.guard import guarded
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.fingerprint import check_fingerprint, fingerprint
-from llm_qfl.federation.records import decode_query, encode_census, encode_evaluation, encode_report
+from llm_qfl.federation.records import (
+    decode_query,
+    encode_census,
+    encode_evaluation,
+    encode_report,
+    read_offer,
+)
 from llm_qfl.federation.settings import NodeSettings
 
 app = ClientApp()
@@ -20,28 +27,40 @@ app = ClientApp()
 @app.query()
 @guarded
 def query(message: Message, context: Context) -> Message:
-    """Who this site is, what rows it has, and the sums for the feature map."""
+    """Who this site is, what rows it has, the sums for the feature map, and whether it has room for the model."""
     from client_app.data import census
 
     config = RunConfig.from_run_config(context.run_config)
     settings = NodeSettings.from_node_config(context.node_config)
     registered, theirs = decode_query(message.content)
     check_fingerprint(theirs, fingerprint(config))
-    return Message(encode_census(census(config, settings, registered or settings.site)), reply_to=message)
+    site, offer = registered or settings.site, read_offer(message.content)
+    if offer is None:
+        return Message(encode_census(census(config, settings, site)), reply_to=message)
+    from client_app.language import SiteLanguage, why_not
+
+    problem = why_not(config, settings, offer)
+    numbers = None if problem else SiteLanguage(config, settings, site, offer.run, offer)
+    found = census(config, settings, site, language=problem, numbers=numbers)
+    return Message(encode_census(found), reply_to=message)
 
 
 @app.train()
 @guarded
 def train(message: Message, context: Context) -> Message:
-    """One local round."""
+    """One local round: the adapter first, then the QNN."""
     from client_app.round import local_round
     from client_app.work import prepare
 
     work = prepare(message, context)
     if work.task.plan is None:
         raise RecordError("plan: expected a ConfigRecord in a train task, got none")
+    answer, problem = None, ""
+    if work.language is not None and work.task.language is not None and work.task.language.train:
+        answer, problem = work.language.train(work.setup, work.task.plan.server_round)
     with closing(work.qnn) as qnn:
         report = local_round(work.task.state, work.task.plan, work.partition, qnn, work.baselines, work.config)
+    report = replace(report, language=answer, language_problem=problem)
     return Message(encode_report(report, work.qnn.model.parameter_names, work.fingerprint), reply_to=message)
 
 
@@ -55,4 +74,7 @@ def evaluate(message: Message, context: Context) -> Message:
     work = prepare(message, context)
     with closing(work.qnn) as qnn:
         evaluation = local_evaluation(work.task.state, work.partition, qnn, work.baselines)
+    if work.language is not None and work.task.language is not None and work.task.language.score:
+        scores, problem = work.language.scores(work.setup)
+        evaluation = replace(evaluation, language=scores, language_problem=problem)
     return Message(encode_evaluation(evaluation), reply_to=message)

@@ -6,9 +6,11 @@ but what `census` returns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -21,7 +23,18 @@ from llm_qfl.federation.errors import ConfigError, DataError
 from llm_qfl.federation.records import Census
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import Labels, Partition, Rows
+from llm_qfl.federation.types import Array, Labels, Partition, Rows
+
+
+class TextNumbers(Protocol):
+    """What makes numbers of texts (`data.encoding = language`)."""
+
+    @property
+    def first_digest(self) -> str:
+        """Names what the numbers depend on, beside the run's configuration."""
+
+    def features(self, texts: Sequence[str]) -> Array:
+        """Numbers of texts (N, D)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +79,31 @@ def site_rows(config: RunConfig, settings: NodeSettings, site: str) -> SiteRows:
     return SiteRows(pool, parts, settings.data_path is not None)
 
 
-def census(config: RunConfig, settings: NodeSettings, site: str) -> Census:
-    """What the server may know before the first round: names, counts, and sums over at least `data.min-rows` rows."""
+def census(
+    config: RunConfig,
+    settings: NodeSettings,
+    site: str,
+    *,
+    language: str = "no language model was offered",
+    numbers: TextNumbers | None = None,
+) -> Census:
+    """What the server may know before the first round: names, counts, and sums over at least `data.min-rows` rows.
+
+    Args:
+        config: the run config.
+        settings: the site's own settings.
+        site: the name that counts.
+        language: why the site takes no part in the language model; empty where it does.
+        numbers: makes numbers of texts; without it a site whose rows are texts sends no sums.
+    """
     rows = site_rows(config, settings, site)
     pool, train = rows.pool, rows.parts["train"]
-    x, y = pool.x[train], pool.y[train]
+    y = pool.y[train]
     data, quantum = config.data, config.quantum.at_site(settings.backend)
-    sums = local_sums(x, y, classes=pool.class_names, reduction=data.reduction, min_rows=data.min_rows)
+    sums = None
+    if pool.encoding != "language" or numbers is not None:
+        x = row_numbers(pool, train, numbers)
+        sums = local_sums(x, y, classes=pool.class_names, reduction=data.reduction, min_rows=data.min_rows)
     return Census(
         site=site,
         own_data=rows.own_data,
@@ -84,17 +115,34 @@ def census(config: RunConfig, settings: NodeSettings, site: str) -> Census:
         sums=None if sums is None else sums.to_arrays(),
         backend=quantum.backend,
         scoring_backend=quantum.scoring.backend,
+        language=language,
     )
 
 
+def row_numbers(pool: Pool, rows: Labels, numbers: TextNumbers | None) -> Array:
+    """Numbers of these rows (M, D), before the feature map.
+
+    Raises:
+        DataError: texts, and nothing that makes numbers of them.
+    """
+    if pool.encoding != "language":
+        return pool.x[rows]
+    if numbers is None or pool.table.texts is None:
+        raise DataError("data.encoding: language makes numbers of texts by the language model, this site has none")
+    return numbers.features([pool.table.texts[row] for row in rows])
+
+
 @lru_cache(maxsize=4096)
-def _partition(config: RunConfig, settings: NodeSettings, site: str, setup: _Keyed) -> Partition:
+def _partition(
+    config: RunConfig, settings: NodeSettings, site: str, setup: _Keyed, numbers: _Numbers | None
+) -> Partition:
     rows = site_rows(config, settings, site)
     order = _label_order(rows.pool.class_names, setup.setup.class_names)
 
     def part(name: str) -> Rows:
         indices = rows.parts[name]
-        x = np.ascontiguousarray(setup.setup.feature_map.transform(rows.pool.x[indices]))
+        raw = row_numbers(rows.pool, indices, None if numbers is None else numbers.source())
+        x = np.ascontiguousarray(setup.setup.feature_map.transform(raw))
         return Rows(x, order[rows.pool.y[indices]])
 
     return Partition(site, *(part(name) for name in PARTS))
@@ -114,7 +162,28 @@ class _Keyed:
         return hash(self.digest)
 
 
-def site_partition(config: RunConfig, settings: NodeSettings, site: str, setup: Setup, digest: str) -> Partition:
+@dataclass(frozen=True)
+class _Numbers:
+    """What makes numbers of texts, known by what it makes them with; the memory keeps no model alive."""
+
+    digest: str
+    source: weakref.ref[TextNumbers]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Numbers) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def site_partition(
+    config: RunConfig,
+    settings: NodeSettings,
+    site: str,
+    setup: Setup,
+    digest: str,
+    numbers: TextNumbers | None = None,
+) -> Partition:
     """A site's rows as features, by the run's setup; kept for the next round.
 
     Raises:
@@ -126,7 +195,26 @@ def site_partition(config: RunConfig, settings: NodeSettings, site: str, setup: 
             f"columns: the run was set up for {setup.encoding} of {list(setup.columns)[:5]} ..., "
             f"this site has {pool.encoding} of {list(pool.columns)[:5]} ..."
         )
-    return _partition(config, settings, site, _Keyed(digest, setup))
+    keyed = (
+        None if numbers is None or pool.encoding != "language" else _Numbers(numbers.first_digest, weakref.ref(numbers))
+    )
+    return _partition(config, settings, site, _Keyed(digest, setup), keyed)
+
+
+def site_texts(
+    config: RunConfig, settings: NodeSettings, site: str, setup: Setup, part: str
+) -> tuple[tuple[str, ...], Labels]:
+    """What a site's rows of one part read as, and their classes in the run's order.
+
+    Raises:
+        DataError: the setup has no text form, or one for rows of another kind; labels that it does not know.
+    """
+    if setup.text is None:
+        raise DataError("text: the setup says nothing of how rows read")
+    rows = site_rows(config, settings, site)
+    chosen = rows.parts[part]
+    texts = setup.text.row_texts(rows.pool.table, rows.pool.x, chosen)
+    return texts, _label_order(rows.pool.class_names, setup.class_names)[rows.pool.y[chosen]]
 
 
 def _label_order(site: tuple[str, ...], federation: tuple[str, ...]) -> Labels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 
@@ -16,9 +17,13 @@ from llm_qfl.federation.fingerprint import check_fingerprint, fingerprint
 from llm_qfl.federation.records import Task, check_state, decode_task
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.settings import NodeSettings
+from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import Partition
 from llm_qfl.quantum.model import get_model
 from llm_qfl.quantum.scope import Place, Scope
+
+if TYPE_CHECKING:
+    from client_app.language import SiteLanguage
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,9 @@ class Work:
     qnn: SiteQNN
     baselines: Mapping[str, Baseline]
     fingerprint: Mapping[str, str]
+    setup: Setup
+    language: SiteLanguage | None = None
+    """The language model, where the task is about it, too."""
 
 
 def prepare(message: Message, context: Context) -> Work:
@@ -56,5 +64,10 @@ def prepare(message: Message, context: Context) -> Work:
     check_state(task.state, model.parameter_names, shapes)
     shots = config.quantum.shots if task.plan is None else task.plan.shots or config.quantum.shots
     scope = Scope(task.run, task.site, task.state.server_round, "task", config.server.seed, shots)
-    partition = site_partition(config, settings, task.site, setup, task.setup_digest)
-    return Work(config, task, partition, SiteQNN(model, scorer, scope), baselines, mark)
+    language = None
+    if task.language is not None:
+        from client_app.language import SiteLanguage
+
+        language = SiteLanguage(config, settings, task.site, task.run, task.language)
+    partition = site_partition(config, settings, task.site, setup, task.setup_digest, language)
+    return Work(config, task, partition, SiteQNN(model, scorer, scope), baselines, mark, setup, language)

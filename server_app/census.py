@@ -18,9 +18,10 @@ from llm_qfl.federation.data.features import fit_feature_map
 from llm_qfl.federation.data.sums import FeatureSums, combine
 from llm_qfl.federation.data.table import sorted_classes
 from llm_qfl.federation.errors import ConfigError, FederationError, RecordError
-from llm_qfl.federation.records import Census, content_bytes, decode_census, encode_query
+from llm_qfl.federation.records import Census, ModelOffer, content_bytes, decode_census, encode_query
 from llm_qfl.federation.setup import Setup
 from server_app.grid import BoundedGrid
+from server_app.language import LanguageSession
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,16 @@ class Roll:
     bytes_down: int
 
 
-def take_census(grid: BoundedGrid, config: RunConfig, fingerprint: Mapping[str, str]) -> Roll:
+def take_census(
+    grid: BoundedGrid, config: RunConfig, fingerprint: Mapping[str, str], offer: ModelOffer | None = None
+) -> Roll:
     """Ask every node once.
+
+    Args:
+        grid: the nodes.
+        config: the run config.
+        fingerprint: this side's.
+        offer: the language model that sites may take part with.
 
     Raises:
         FederationError: too few nodes came, none gave a usable answer, or two answered with one name.
@@ -51,7 +60,7 @@ def take_census(grid: BoundedGrid, config: RunConfig, fingerprint: Mapping[str, 
     server = config.server
     node_ids = grid.wait_for(max(1, server.sites), server.wait)
     names = {node.node_id: node.name for node in grid.get_nodes()}
-    questions = {node: encode_query(names.get(node, ""), fingerprint) for node in sorted(node_ids)}
+    questions = {node: encode_query(names.get(node, ""), fingerprint, offer) for node in sorted(node_ids)}
     messages = [
         Message(content, dst_node_id=node, message_type=MessageType.QUERY, group_id="0", ttl=server.deadline)
         for node, content in questions.items()
@@ -82,8 +91,8 @@ def take_census(grid: BoundedGrid, config: RunConfig, fingerprint: Mapping[str, 
     )
 
 
-def make_setup(roll: Roll, config: RunConfig) -> Setup:
-    """Classes and feature map from the answers.
+def make_setup(roll: Roll, config: RunConfig, language: LanguageSession | None = None) -> Setup:
+    """Classes, feature map and text form from the answers.
 
     Raises:
         ConfigError: circuit and readout cannot tell the classes apart, or the server's hold-out is asked for where
@@ -120,7 +129,8 @@ def make_setup(roll: Roll, config: RunConfig) -> Setup:
     first = censuses[0]
     total = combine(sums, classes)
     feature_map = fit_feature_map(total, reduction=config.data.reduction, qubits=config.quantum.qubits)
-    return Setup(classes, first.encoding, config.data.k, first.columns, feature_map)
+    text = None if language is None else language.text_plan(first, classes, total)
+    return Setup(classes, first.encoding, config.data.k, first.columns, feature_map, text)
 
 
 def _who(node: int, names: Mapping[int, str]) -> str:
@@ -148,6 +158,8 @@ def _odd_ones(censuses: Mapping[str, Census], config: RunConfig) -> dict[str, st
     for site, census in censuses.items():
         if census.rows["train"] < 1:
             odd[site] = "no training rows"
+        elif census.encoding == "language" and census.language:
+            odd[site] = f"data.encoding=language needs the language model: {census.language}"
     shapes = Counter((c.encoding, c.columns) for s, c in sorted(censuses.items()) if s not in odd)
     if not shapes:
         return odd

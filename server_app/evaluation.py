@@ -47,7 +47,11 @@ class Scorer:
 
 
 def read_evaluations(
-    replies: Iterable[Message], sites: Mapping[int, str], baselines: tuple[str, ...], classes: int
+    replies: Iterable[Message],
+    sites: Mapping[int, str],
+    baselines: tuple[str, ...],
+    classes: int,
+    language_classes: int = 0,
 ) -> tuple[dict[str, Evaluation], dict[str, str], int]:
     """The sites' scores of the final model.
 
@@ -56,6 +60,7 @@ def read_evaluations(
         sites: node id -> site.
         baselines: names of the baselines.
         classes: number of classes.
+        language_classes: length of the language model's counts.
 
     Returns:
         Site -> scores; site -> why its reply cannot count; bytes of those that count.
@@ -68,7 +73,9 @@ def read_evaluations(
         if site is None or reply.has_error():
             continue
         try:
-            found[site] = decode_evaluation(reply.content, site=site, baselines=baselines, classes=classes)
+            found[site] = decode_evaluation(
+                reply.content, site=site, baselines=baselines, classes=classes, language_classes=language_classes
+            )
             up += content_bytes(reply.content)
         except RecordError as error:
             failures[site] = f"{type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import Message
 
-from llm_qfl.federation.records import Task, content_bytes, encode_task
+from llm_qfl.federation.records import Task, content_bytes, encode_task, language_bytes
 from llm_qfl.federation.types import GlobalState, RoundPlan
 from server_app.roster import Roster
 from server_app.terms import Terms
@@ -29,8 +29,11 @@ class Post:
         """A task for one site, valid for `ttl` seconds."""
         terms = self._terms
         text = None if site in self.has_setup else self._setup_json
-        task = Task(site, state, plan, text, self._setup_digest, terms.fingerprint, terms.run)
+        model = None if terms.language is None else terms.language.task(site, state.server_round, final=plan is None)
+        task = Task(site, state, plan, text, self._setup_digest, terms.fingerprint, terms.run, model)
         content = encode_task(task)
+        if terms.language is not None and model is not None:
+            terms.language.was_sent(language_bytes(content))
         self.bytes_down += content_bytes(content)
         group = str(state.server_round)
         return Message(content, dst_node_id=self._roster.nodes[site], message_type=kind, group_id=group, ttl=ttl)

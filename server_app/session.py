@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from flwr.serverapp import Grid
@@ -24,6 +25,7 @@ from llm_qfl.quantum.training import round_budget
 from server_app.census import Roll, make_setup, take_census
 from server_app.evaluation import Scorer, pool
 from server_app.grid import BoundedGrid
+from server_app.language import LanguageSession, open_language
 from server_app.rows import server_rows
 from server_app.strategy import Close, QNNStrategy
 from server_app.terms import Terms
@@ -55,6 +57,8 @@ class Opened:
     model: QNNModel
     baselines: Mapping[str, Baseline]
     fingerprint: Mapping[str, str]
+    language: LanguageSession | None = None
+    """The language model beside the QNN; it changes as the run goes on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +92,21 @@ class Finished:
     server_spent: Spent = NOTHING
 
 
-def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
+def run_session(grid: Grid, config: RunConfig, book: Book, models: Path | None = None) -> Finished:
     """The whole run over a Flower grid.
 
+    Args:
+        grid: the nodes.
+        config: the run config.
+        book: who is told.
+        models: folder of the compressed language models, from where sites fetch them.
+
     Raises:
-        ConfigError, DataError, CircuitError, FederationError: before the first round, with what to do.
+        ConfigError, DataError, CircuitError, LanguageError, FederationError: before the first round, with what to do.
     """
     started = time.monotonic()
     bounded = BoundedGrid(grid)
-    opened = open_session(bounded, config)
+    opened = open_session(bounded, config, book.run_id, models)
     book.begin(opened)
     rounds: list[RoundSummary] = []
 
@@ -111,6 +121,8 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
     result = strategy.start(bounded, state_record(start), num_rounds=count, timeout=deadline)
     state = strategy.state_of(result.arrays, count)
     validation, test, spent = _final_scores(opened, strategy, state, scope)
+    if opened.language is not None:
+        opened.language.finish(strategy.evaluations)
     up, down = strategy.evaluation_bytes
     return Finished(
         opened=opened,
@@ -127,18 +139,21 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
     )
 
 
-def open_session(grid: BoundedGrid, config: RunConfig) -> Opened:
-    """Census, setup and model; what can be refused before any site is asked is refused first."""
+def open_session(grid: BoundedGrid, config: RunConfig, run: str = "local", models: Path | None = None) -> Opened:
+    """Census, setup and models; what can be refused before any site is asked is refused first."""
     preflight(config)
-    roll = take_census(grid, config, fingerprint(config))
-    setup = make_setup(roll, config)
+    language = open_language(config, run, models)
+    roll = take_census(grid, config, fingerprint(config), None if language is None else language.offer())
+    setup = make_setup(roll, config, language)
     classes = len(setup.class_names)
     model = get_model(config.quantum.at_site("exact"), classes)
     if not {config.data.test, config.data.validation} <= {"federated"}:
         get_model(config.quantum.scoring, classes)  # a device that is not there is said before any site works
     baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=setup.digest())
-    return Opened(config, roll, setup, model, baselines, mark)
+    if language is not None:
+        language.begin(setup, roll.answers)
+    return Opened(config, roll, setup, model, baselines, mark, language)
 
 
 def preflight(config: RunConfig) -> None:
@@ -170,13 +185,16 @@ def make_strategy(opened: Opened, close: Close, scope: Scope | None = None) -> Q
     scorer = _scorer(opened, "validation", scope)
     budget = round_budget(opened.model, config.training)
     names, roll = opened.model.parameter_names, opened.roll
-    terms = Terms(config, roll.nodes, opened.setup, opened.fingerprint, names, budget, scope.run, roll.answers)
+    mark, language = opened.fingerprint, opened.language
+    terms = Terms(config, roll.nodes, opened.setup, mark, names, budget, scope.run, roll.answers, language)
     return QNNStrategy(terms, scorer, close)
 
 
 def _scorer(opened: Opened, part: str, scope: Scope) -> Scorer | None:
     """Of the server's own rows of this part, if it has any."""
-    rows = server_rows(opened.config, opened.setup, part)
+    language = opened.language
+    features = language.features if language is not None and language.makes_features else None
+    rows = server_rows(opened.config, opened.setup, part, features)
     if rows is None:
         return None
     model = get_model(opened.config.quantum.scoring, len(opened.setup.class_names))

@@ -82,23 +82,26 @@ class QNNStrategy(Strategy):
         """Flower's loop without its log lines: train rounds, one evaluate exchange at the end.
 
         Where sites are busy after the last round, a closing round without fresh tasks waits for them, up to the
-        deadline; tasks that were lost are sent again before that.
+        deadline, and more of them for sites that may have paid, until their tasks end (`server.patience`); tasks that
+        were lost are sent again before that.
         """
         result, arrays = Result(), initial_arrays
         number, waited = 0, False
-        while number < num_rounds or self._tasks.lost or (self._tasks.busy and not waited):
+        while number < num_rounds or self._tasks.lost or (self._tasks.busy and not waited) or self._tasks.paid_for:
             number += 1
+            limit = max(timeout, self._tasks.keep_paid_for()) if waited else timeout
             configure = self.configure_train if number <= num_rounds else self.configure_closing
             tasks = list(configure(number, arrays, ConfigRecord(), grid))
             waited = number > num_rounds and not tasks
-            replies = grid.send_and_receive(tasks, timeout=timeout)
+            replies = grid.send_and_receive(tasks, timeout=limit)
             new, metrics = self.aggregate_train(number, replies)
             arrays = arrays if new is None else new
             if metrics is not None:
                 result.train_metrics_clientapp[number] = metrics
         for _ in range(1 + RESENDS):
             tasks = list(self.configure_evaluate(num_rounds, arrays, ConfigRecord(), grid))
-            self.aggregate_evaluate(num_rounds, grid.send_and_receive(tasks, timeout=timeout))
+            limit = max([timeout, *(task.metadata.ttl for task in tasks)])
+            self.aggregate_evaluate(num_rounds, grid.send_and_receive(tasks, timeout=limit))
             if not self._to_score:
                 break
         result.arrays = arrays
@@ -141,6 +144,8 @@ class QNNStrategy(Strategy):
         if enough:
             self._tasks.open.entered()
         qnn, baselines = self._validation(new, reports)
+        beside = self._terms.language
+        language = None if beside is None else beside.close_round(server_round, reports, late)
         summary = RoundSummary(
             server_round=server_round,
             plan=plan,
@@ -156,6 +161,7 @@ class QNNStrategy(Strategy):
             busy=self._tasks.working,
             late=late,
             entered=tuple((one.report.site, one.report.server_round, one.factor) for one in due) if enough else (),
+            language=language,
         )
         self._close(summary, new)
         metrics = MetricRecord({"num-examples": sum(report.num_examples for report in reports)})
@@ -164,6 +170,8 @@ class QNNStrategy(Strategy):
     def _begin(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> tuple[GlobalState, set[str]]:
         """The state of a round and the sites that are there and free."""
         self._started, self._sent = time.monotonic(), self.state_of(arrays, server_round)
+        if self._terms.language is not None:
+            self._terms.language.open_round(server_round)
         return self._sent, self._tasks.begin(grid)
 
     def _validation(
@@ -188,7 +196,7 @@ class QNNStrategy(Strategy):
         A site that is still busy is left out; what it works on stays in its own ledger of jobs. Asked once more are
         only the sites that may have paid for scores which were lost.
         """
-        data, deadline = self._terms.config.data, self._terms.config.server.deadline
+        data = self._terms.config.data
         there, post = self._tasks.connect(grid), self._tasks.post
         for site, number in self._tasks.busy.items():
             self.evaluation_failures[site] = f"still busy with the task of round {number}"
@@ -203,14 +211,15 @@ class QNNStrategy(Strategy):
         for site in self._to_score:
             self.evaluation_failures.pop(site, None)  # of an earlier try
         state, kind = self._sent or self.state_of(arrays, server_round), MessageType.EVALUATE
-        return [post.message(kind, site, state, None, deadline) for site in sorted(self._to_score)]
+        return [post.message(kind, site, state, None, self._tasks.scoring_ttl(site)) for site in sorted(self._to_score)]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Keep the sites' sums in `evaluations`."""
         if self._sent is None or self._to_score is None:
             return None
         names, classes = tuple(self._sent.baselines), len(self._terms.setup.class_names)
-        found, failures, up = read_evaluations(replies, self._tasks.roster.sites, names, classes)
+        counts = 0 if self._terms.language is None else self._terms.language.counts
+        found, failures, up = read_evaluations(replies, self._tasks.roster.sites, names, classes, counts)
         missing = self._to_score - set(found) - set(failures)
         self.evaluation_failures |= failures | self._tasks.failures(missing)
         self._to_score = frozenset(site for site in missing if self._tasks.lost_scores(site))

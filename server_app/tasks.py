@@ -54,6 +54,8 @@ class Tasks:
         if self._grid is not None:
             for site in self.roster.look(self._grid):
                 self.post.has_setup.discard(site)
+                if self._terms.language is not None:
+                    self._terms.language.lost(site)
                 # Nobody works on what the node before had; a site that pays is sent it again.
                 if site in self.open.busy and (not self._keeps(site) or self.open.lose(site, self._now())):
                     self.open.close(site)
@@ -94,6 +96,22 @@ class Tasks:
             left = task.until - self._now()
             messages.append(self.post.message(MessageType.TRAIN, site, task.state, task.plan, left))
         return messages
+
+    @property
+    def paid_for(self) -> dict[str, Given]:
+        """Site -> its open task for which jobs may have been paid; empty where late replies are dropped."""
+        return {site: task for site, task in self.open.working.items() if self._keeps(site)}
+
+    def keep_paid_for(self) -> float:
+        """Wait no longer for sites that cannot have paid; seconds until the last of the other tasks ends."""
+        for site in set(self.busy) - set(self.paid_for):
+            self.give_up(site)
+        return max((task.until - self._now() for task in self.paid_for.values()), default=0.0)
+
+    def scoring_ttl(self, site: str) -> float:
+        """Seconds that a site may take for the scores of the final model."""
+        server = self._terms.config.server
+        return max(server.deadline, server.patience) if site in self._terms.paying else server.deadline
 
     def wait_for_lost(self, grid: Grid) -> None:
         """Return once the sites with a lost task are there, or after `server.wait`."""
@@ -186,4 +204,6 @@ class Tasks:
             error = errors.get(self.roster.nodes[site])
             reasons[site] = "no reply" if error is None else f"{error.reason or 'error'} (code {error.code})"
             self.post.has_setup.discard(site)
+            if self._terms.language is not None:
+                self._terms.language.lost(site)
         return reasons

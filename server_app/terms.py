@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.records import Census
 from llm_qfl.federation.setup import Setup
+from server_app.language import LanguageSession
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Terms:
         budget: objective evaluations of a site's optimizer in a round.
         run: the run's id; jobs of a site belong to it.
         censuses: site -> its answer to the census.
+        language: the language model beside the QNN, if the run has one; it changes as the run goes on.
     """
 
     config: RunConfig
@@ -33,6 +35,7 @@ class Terms:
     budget: int
     run: str = "local"
     censuses: Mapping[str, Census] = field(default_factory=dict)
+    language: LanguageSession | None = None
 
     @property
     def paying(self) -> frozenset[str]:

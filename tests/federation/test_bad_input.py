@@ -15,6 +15,7 @@ SMALL = {
     "quantum.layers": 1,
     "server.deadline": 0.2,
     "server.patience": 0.2,  # who is silent for a round is not waited for
+    "language.model": "none",
 }
 
 

@@ -15,7 +15,13 @@ from server_app.session import initial_state, make_strategy, open_session
 from simulation.grid import Delayed, InMemoryGrid
 from simulation.run import run_federation
 
-SMALL = {"server.rounds": 3, "training.steps": 2, "quantum.layers": 1, "server.deadline": 10.0}
+SMALL = {
+    "server.rounds": 3,
+    "training.steps": 2,
+    "quantum.layers": 1,
+    "server.deadline": 10.0,
+    "language.model": "none",
+}
 NEVER = 10**9
 
 

@@ -16,7 +16,14 @@ from server_app.grid import BoundedGrid
 from server_app.session import initial_state, make_strategy, open_session
 from simulation.grid import Delayed, InMemoryGrid
 
-SMALL = {"server.rounds": 4, "training.steps": 2, "quantum.layers": 1, "server.deadline": 10.0, "server.wait": 30.0}
+SMALL = {
+    "server.rounds": 4,
+    "training.steps": 2,
+    "quantum.layers": 1,
+    "server.deadline": 10.0,
+    "server.wait": 30.0,
+    "language.model": "none",
+}
 NEVER = 10**9
 CRASHED = 8
 
@@ -310,3 +317,41 @@ def test_scores_that_were_lost_with_the_client_are_asked_for_again(play):
 def test_scores_are_asked_for_four_times_at_most(play):
     run = play(dies(*range(1, 10), kind="evaluate"), data__test="federated")
     assert run.strategy.evaluation_failures == {"site-0001": "ClientApp stopped responding. (code 8)"}
+
+
+def slow(number, kind="train", pulls=60):
+    """A fault: the answer to the task of this round takes some minutes."""
+
+    def fault(task, reply):
+        meta = task.metadata
+        return Delayed(reply, pulls=pulls) if (meta.message_type, meta.group_id) == (kind, str(number)) else reply
+
+    return fault
+
+
+def test_the_last_rounds_paid_work_is_waited_for_as_long_as_its_task_lives(play):
+    run = play(slow(4), server__patience=3600.0)
+    assert run.clock.now > 3 * SMALL["server.deadline"]
+    assert run.rounds[-1].entered == (("site-0001", 4, 0.5 ** (run.rounds[-1].server_round - 4)),)
+    assert run.strategy.evaluation_failures == {}
+
+
+def test_nobody_waits_longer_than_the_deadline_for_work_that_cost_nothing(play):
+    run = play(slow(4, pulls=NEVER), paying=(), server__patience=3600.0)
+    assert run.clock.now < 3 * SMALL["server.deadline"]
+    assert run.strategy.evaluation_failures == {"site-0001": "still busy with the task of round 4"}
+
+
+def test_a_task_that_is_never_answered_ends_with_its_patience(play):
+    run = play(slow(4, pulls=NEVER), server__patience=300.0)
+    assert 300 <= run.clock.now < 400
+    assert not run.rounds[-1].entered
+
+
+def test_scores_that_may_be_paid_for_are_waited_for(play):
+    run = play(slow(4, kind="evaluate"), server__patience=3600.0, data__test="federated")
+    assert run.clock.now > SMALL["server.deadline"]
+    assert [one.site for one in run.strategy.evaluations] == ["site-0000", "site-0001", "site-0002"]
+    free = play(slow(4, kind="evaluate", pulls=NEVER), paying=(), server__patience=3600.0, data__test="federated")
+    assert free.clock.now < 2 * SMALL["server.deadline"]
+    assert "site-0001" in free.strategy.evaluation_failures

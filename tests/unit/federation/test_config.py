@@ -57,7 +57,7 @@ def test_an_integer_is_taken_for_a_float_but_not_the_other_way():
 def test_the_digest_changes_with_what_changes_numbers_and_with_nothing_else():
     digest = RunConfig().digest()
     for key, value in default_run_config().items():
-        other = {str: "other", int: 13, float: 0.321, bool: True}[type(value)]
+        other = {str: "other", int: 13, float: 0.321, bool: not value}[type(value)]
         try:
             changed = RunConfig.from_run_config({key: other})
         except ConfigError:

@@ -1,0 +1,304 @@
+"""A site's part of the language model: whether it takes part, one round of the adapter, scores, features of texts.
+
+A node starts a process for every message, and in simulation one process plays many sites. So what a site keeps (the
+emulator, boundary states, what rounding lost) lies on its disk, in a folder of the run and the site; the model is
+loaded once a process and shared by its sites, whose modules are made anew for every task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from logging import ERROR
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.common import log
+
+from client_app.data import site_texts
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.errors import FingerprintError, LanguageError, LlmQflError
+from llm_qfl.federation.fingerprint import digest_of
+from llm_qfl.federation.records import LanguageTask, ModelOffer
+from llm_qfl.federation.seeding import seed_of
+from llm_qfl.federation.settings import NodeSettings
+from llm_qfl.federation.setup import Setup
+from llm_qfl.federation.types import Array, LanguageAnswer, Scores
+
+if TYPE_CHECKING:
+    from llm_qfl.language.client import ClientLanguage
+    from llm_qfl.language.compress import CompressedModel
+    from llm_qfl.language.task import HeldOut, TaskView
+
+NEEDED = ("torch", "transformers", "peft", "safetensors")
+KEPT_SECONDS = 2 * 86400.0  # a run that has not touched its folder for longer is over
+# What a language part may fail with; anything else is a fault of ours and ends the task.
+FAILURES = (LlmQflError, RuntimeError, OSError, MemoryError)
+
+_LOADED: dict[str, CompressedModel] = {}  # by name; this process's one copy of the weights
+
+
+def missing_packages() -> list[str]:
+    """Packages that a language model needs and that are not installed."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
+def library_problem(theirs: Mapping[str, str]) -> str:
+    """Which libraries differ from the server's, or an empty string."""
+    differ = []
+    for name, wanted in sorted(theirs.items()):
+        try:
+            found = version(name).split("+")[0]
+        except PackageNotFoundError:
+            found = "none"
+        if found != wanted:
+            differ.append(f"{name} (server {wanted}, site {found})")
+    return ", ".join(differ)
+
+
+def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None) -> str:
+    """Why this site takes no part in the language model; empty where it does.
+
+    The text goes to the server: it names no path.
+    """
+    if offer is None:
+        return "no language model was offered"
+    if settings.language == "no":
+        return "switched off at the site (node config: language)"
+    if missing := missing_packages():
+        return f"not installed at the site: {', '.join(missing)}; pip install 'llm-qfl[language]'"
+    if problem := library_problem(offer.libraries):
+        return f"other versions than the server's: {problem}"
+    try:
+        return _room_problem(config, settings, offer)
+    except FAILURES as error:
+        log(ERROR, "language model: %s", error)
+        return f"the model cannot be had ({type(error).__name__}; the full text is in the site's own log)"
+
+
+def _room_problem(config: RunConfig, settings: NodeSettings, offer: ModelOffer) -> str:
+    """Fetch and check the model, and see whether it fits."""
+    from types import SimpleNamespace
+
+    from llm_qfl.language.compress import MANIFEST, Manifest, check_files
+    from llm_qfl.language.fetch import fetch_compressed
+    from llm_qfl.language.files import file_digest, read_json
+    from llm_qfl.language.room import room_problem
+
+    folder = fetch_compressed(offer.source, offer.sha256, settings.folder / "models")
+    if (found := file_digest(folder / MANIFEST)) != offer.sha256:
+        raise LanguageError(f"compressed model in {folder}: expected SHA-256 {offer.sha256}, got {found}")
+    manifest = Manifest.parse(read_json(folder / MANIFEST, "compressed model"))
+    check_files(folder, manifest)
+    about = read_json(folder / "config.json", "compressed model")
+    sizes = SimpleNamespace(
+        hidden_size=about.get("hidden_size", about.get("n_embd")),
+        vocab_size=about["vocab_size"],
+        dtype=about.get("dtype", about.get("torch_dtype")),
+    )
+    problem = room_problem(manifest, sizes, config.language)
+    return "" if problem is None else f"no room: {problem}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where a site keeps what belongs to one run."""
+
+    settings: NodeSettings
+    run: str
+    site: str
+
+    @property
+    def run_folder(self) -> Path:
+        """Of the run; the sites of one machine share it in simulation."""
+        return self.settings.folder / "language" / digest_of(self.run)[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Of the site in the run."""
+        return self.run_folder / digest_of(self.site)[:16]
+
+    def prepare(self) -> None:
+        """Make the folder, mark it as in use, and delete those of runs that are over."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.utime(self.run_folder)
+        oldest = time.time() - KEPT_SECONDS
+        for other in self.run_folder.parent.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process may be at it, too
+                if other != self.run_folder and other.stat().st_mtime < oldest:
+                    shutil.rmtree(other, ignore_errors=True)
+
+
+class SiteLanguage:
+    """The language model at one site, for one message; nothing is loaded before it is needed.
+
+    Args:
+        config: the run config.
+        settings: the site's own settings.
+        site: the site's name.
+        run: the run's id.
+        part: what the message says of the model.
+    """
+
+    def __init__(
+        self, config: RunConfig, settings: NodeSettings, site: str, run: str, part: LanguageTask | ModelOffer
+    ) -> None:
+        self._config, self._settings, self._site, self.part = config, settings, site, part
+        self._held = Held(settings, run, site)
+
+    @property
+    def first_digest(self) -> str:
+        """Of the emulator as it was first distributed."""
+        part = self.part
+        return part.first_digest if isinstance(part, LanguageTask) else part.emulator_digest
+
+    @cached_property
+    def client(self) -> ClientLanguage:
+        """The model with what the message brought.
+
+        Raises:
+            LanguageError: the model cannot be had, is another one, or lacks what was neither sent nor kept.
+            FingerprintError: other versions of what computes.
+        """
+        from llm_qfl.language.client import ClientLanguage, share
+        from llm_qfl.language.fetch import fetch_compressed
+
+        part = self.part
+        if problem := library_problem(part.libraries):
+            raise FingerprintError(f"the two sides differ in {problem}; give both the same release")
+        self._held.prepare()
+        folder = fetch_compressed(part.source, part.sha256, self._settings.folder / "models")
+        model = _load(folder, part.sha256, self._config.language.quantization)
+        language = self._config.language.model_copy(update={"dtype": self._frozen_dtype(model)})
+        client = ClientLanguage(share(model), language, folder=self._held.folder)
+        if part.arrays:
+            client.receive(part.arrays, part.emulator_digest, self.first_digest)
+        return client
+
+    def _frozen_dtype(self, model: CompressedModel) -> str:
+        """Numbers of the frozen layers, timed once a run on this machine: rounding must not change between rounds."""
+        from llm_qfl.language.device import DTYPES, choose_frozen_dtype
+
+        name = self._config.language.dtype
+        if name != "auto" or self._config.language.quantization != "none":
+            return name
+        path = self._held.run_folder / "frozen-dtype"
+        if not path.exists():
+            found = choose_frozen_dtype(name, model.stack)
+            word = next(word for word, dtype in DTYPES.items() if dtype == found)
+            partial = path.with_name(f".frozen-dtype-{os.getpid()}")
+            partial.write_text(word)
+            try:
+                os.link(partial, path)  # the first process to get here decides for all
+            except FileExistsError:
+                pass
+            finally:
+                partial.unlink()
+        word = path.read_text()
+        if word not in DTYPES:
+            raise LanguageError(f"{path}: expected one of {', '.join(DTYPES)}, got {word[:20]!r}; delete the file")
+        return word
+
+    def train(self, setup: Setup, server_round: int) -> tuple[LanguageAnswer | None, str]:
+        """One round of the adapter; or None and why not, in words that may leave the site."""
+        try:
+            return self._train(setup, server_round), ""
+        except FAILURES as error:
+            return None, _told(error)
+
+    def _train(self, setup: Setup, server_round: int) -> LanguageAnswer:
+        started = time.monotonic()
+        task = self.part
+        if not isinstance(task, LanguageTask):
+            raise LanguageError("language training: the message is no task")
+        client, view = self.client, self._view(setup)
+        rows = view.training(*self._texts(setup, "train"))
+        validation = self._held_out(view, setup, "validation")
+        received = validation.scores(client.route())
+        seed = seed_of(self._config.server.seed, self._site, server_round, "language")
+        update = client.train(rows, seed=seed, offset=task.offset, total=task.total)
+        report = update.report
+        return LanguageAnswer(
+            arrays=update.arrays,
+            adapter_digest=task.adapter_digest,
+            num_examples=len(rows),
+            steps=len(report.losses),
+            received=received,
+            trained=validation.scores(client.route()),
+            train_loss_first=report.losses[0],
+            train_loss_last=report.losses[-1],
+            computed=report.computed,
+            fill_seconds=report.fill_seconds,
+            step_seconds=report.step_seconds,
+            seconds=time.monotonic() - started,
+            peak_bytes=report.peak_bytes,
+            peak_exact=report.peak_exact,
+            frozen_dtype=str(client.frozen_dtype).removeprefix("torch."),
+        )
+
+    def scores(self, setup: Setup) -> tuple[dict[str, dict[str, Scores]], str]:
+        """Sums by route and part of the split; or nothing and why not."""
+        try:
+            view, client = self._view(setup), self.client
+            routes = {"compressed-zero-shot": client.route(adapter=False), "adap-emu": client.route()}
+            found: dict[str, dict[str, Scores]] = {name: {} for name in routes}
+            for part in ("validation", "test"):
+                rows = self._held_out(view, setup, part)
+                for name, route in routes.items():
+                    found[name][part] = rows.scores(route)
+            return found, ""
+        except FAILURES as error:
+            return {}, _told(error)
+
+    def features(self, texts: Sequence[str]) -> Array:
+        """Numbers of texts (N, width), by the model as it was first distributed.
+
+        Raises:
+            LanguageError: the site lacks that model or its emulator.
+        """
+        from llm_qfl.language.task import text_features
+
+        client, language = self.client, self._config.language
+        with client.distributed(self.first_digest) as route:
+            return text_features(
+                route, texts, client.model.tokenizer, language, self._config.data.layer, self._held.folder
+            )
+
+    def _view(self, setup: Setup) -> TaskView:
+        from llm_qfl.language.task import TaskView
+
+        if setup.text is None:
+            raise LanguageError("language training: the setup says nothing of how rows read")
+        return TaskView.of(setup.text, self._config.language, self.client.model.tokenizer)
+
+    def _texts(self, setup: Setup, part: str) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.intp]]]:
+        return site_texts(self._config, self._settings, self._site, setup, part)
+
+    def _held_out(self, view: TaskView, setup: Setup, part: str) -> HeldOut:
+        return view.held_out(*self._texts(setup, part), self.client.cache_of)
+
+
+def _load(folder: Path, sha256: str, quantization: str) -> CompressedModel:
+    """This process's copy of a model, every byte checked; of several models the last one stays."""
+    from llm_qfl.language.compress import load_compressed
+
+    if sha256 not in _LOADED:
+        _LOADED.clear()
+        _LOADED[sha256] = load_compressed(folder, sha256, quantization=quantization)
+    return _LOADED[sha256]
+
+
+def _told(error: Exception) -> str:
+    """An error for the server: its class, and its text only where that can hold nothing of the site's."""
+    log(ERROR, "language model: %s", error, exc_info=not isinstance(error, LlmQflError))
+    if isinstance(error, LlmQflError) and error.shareable:
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__} (the full text is in the site's own log)"
