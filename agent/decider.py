@@ -22,7 +22,7 @@ from agent.history import History, RoundRecord
 from agent.memory import Memory
 from agent.rewards import DEFAULT as REWARD
 from agent.rewards import step_reward
-from agent.rules import Regulated, Regulation, regulate_sites
+from agent.rules import FiredShare, Regulated, Regulation, regulate_sites, share_fired
 from agent.selection import Selector
 from agent.state import Setting, State, state_of
 from agent.termination import Stop, Termination
@@ -77,6 +77,7 @@ class Decider:
         self._budgets: dict[str, int] = {}  # what every site was given last
         self._next: dict[str, int] = {}  # what the rule makes of that
         self._regulated: dict[str, Regulated] = {}
+        self._fired: list[Mapping[str, Regulated]] = []
 
     @property
     def memory(self) -> Memory:
@@ -87,6 +88,16 @@ class Decider:
         """Go on from a checkpoint; the next round decides as if the run had never stopped."""
         self.history = memory.history
         self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
+
+    @property
+    def regulated(self) -> Mapping[str, Regulated]:
+        """What the rule made of the last closed round, by site."""
+        return self._regulated
+
+    @property
+    def fired(self) -> FiredShare:
+        """How often the rule did something; in mode `policy`, would have."""
+        return share_fired([list(one.values()) for one in self._fired])
 
     def decide(self, server_round: int, sites: Sequence[str]) -> Decision:
         """The plan of one round; a stop has no sites.
@@ -122,6 +133,7 @@ class Decider:
             )
         self.history = self.history.then(record)
         self._next, self._regulated = regulate_sites(self._regulation, self._next, record)
+        self._fired.append(self._regulated)
         losses = [one.server_loss for one in self.history.rounds]
         before, after = (losses[-2], losses[-1]) if len(losses) > 1 else (None, None)
         first = next((loss for loss in losses if loss is not None), None)

@@ -336,3 +336,16 @@ def test_a_line_gives_its_mask_back():
     scorer = Says(budget=Budget.STEPS_2, clients=Clients.TWO)
     _, plan = policy_run(scorer)
     assert allowed_of(decision_line(plan)["masked"]) == scorer.asked[-1][1]
+
+
+def test_a_cell_whose_language_model_is_worse_is_inert():
+    def played(language):
+        run = decider("llm-qfl-all")
+        for number in range(1, 5):
+            run.close(answer(run.decide(number, SITES), LOSSES, language=language))
+        return run.fired
+
+    worse, better = played(1.5), played(0.4)
+    assert (worse.grew, worse.inert) == (0, True)
+    assert worse.shrank > 0  # it saved what any small fixed budget saves
+    assert (better.grew, better.inert, better.rounds) == (1.0, False, 4)
