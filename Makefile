@@ -1,14 +1,14 @@
 # Needs Python 3.11 or newer, make and pip; everything else goes into .venv.
 #
-#   make run                                          four sites, a quantum neural network, a report
+#   make run                                          four sites, a quantum network and a language model, a report
 #   make run SITES=8 CONFIG='data.source="digits" server.rounds=10'
 #   make test                                         lint, types, tests
 #   make bench                                        speed beside other libraries
 #   make drills                                       processes and nodes killed at random moments
 #
 PYTHON ?= python3
-# PyTorch is needed by the tests only, and its default Linux build brings gigabytes of CUDA: the CPU build is taken from
-# here, and the default build where this cannot be reached. TORCH_INDEX= (empty) asks for the default build.
+# PyTorch's default Linux build brings gigabytes of CUDA: the CPU build is taken from here, and the default build where
+# this cannot be reached. TORCH_INDEX= (empty) asks for the default build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SITES ?= 4
 CONFIG ?=
@@ -27,7 +27,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 run:
-	$(INSTALL) server aer
+	$(INSTALL) server aer language
 	@$(BIN)/python -m llm_qfl.cli.launch --sites "$$SITES" --config "$$CONFIG"
 
 lint:

