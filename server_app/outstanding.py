@@ -79,7 +79,12 @@ class Outstanding:
     @property
     def busy(self) -> dict[str, int]:
         """Site -> round of the task that it has and has not answered, sorted by site."""
-        return {site: task.server_round for site, task in sorted(self._open.items()) if not task.lost}
+        return {site: task.server_round for site, task in self.working.items()}
+
+    @property
+    def working(self) -> dict[str, Given]:
+        """Site -> the task that it has and has not answered, sorted by site."""
+        return {site: task for site, task in sorted(self._open.items()) if not task.lost}
 
     @property
     def lost(self) -> dict[str, Given]:

@@ -319,7 +319,7 @@ def test_scores_are_asked_for_four_times_at_most(play):
     assert run.strategy.evaluation_failures == {"site-0001": "ClientApp stopped responding. (code 8)"}
 
 
-def slow(number, kind="train", pulls=60):
+def slow(number, kind="train", pulls=300):
     """A fault: the answer to the task of this round takes some minutes."""
 
     def fault(task, reply):
