@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.lora import Arrays, LoraSpec, digest_of_arrays
 from llm_qfl.language.models import BaseModel
 from llm_qfl.language.policy import PolicyModel
+from llm_qfl.language.stack import Stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
 
@@ -120,6 +124,22 @@ class PolicyFile:
         """
         self.check_base(base.digest)
         policy = PolicyModel.on(base, self.fields, spec=self.spec, layers=self.layers)
+        policy.adapter.load(self.arrays)
+        return policy
+
+    def load_on(self, stack: Stack, tokenizer: PreTrainedTokenizerBase, digest: str) -> PolicyModel:
+        """The policy on a stack that is there already, after its other adapters; the frozen layers are shared.
+
+        Args:
+            stack: the full model's.
+            tokenizer: the model's.
+            digest: of the base model.
+
+        Raises:
+            LanguageError: another base model, or matrices that do not fit it.
+        """
+        self.check_base(digest)
+        policy = PolicyModel(stack, tokenizer, digest, self.fields, spec=self.spec, layers=self.layers)
         policy.adapter.load(self.arrays)
         return policy
 

@@ -8,6 +8,7 @@ from llm_qfl.language.lora import LoraSpec
 from llm_qfl.language.models import load_base
 from llm_qfl.language.policy import PolicyModel
 from llm_qfl.language.policy_file import PolicyFile, read_policy
+from llm_qfl.language.stack import Stack
 
 FIELDS = {"budget": 5, "stop": 2}
 ALL = {name: (True,) * size for name, size in FIELDS.items()}
@@ -49,6 +50,18 @@ def test_a_policy_comes_back_but_for_the_rounding(policy, written, tmp_path):
 def test_another_base_model_is_refused(written, tmp_path):
     with pytest.raises(LanguageError, match=r"trained on tiny-4 \(.*this model is"):
         read_policy(written, FIELDS).load(load_base("tiny-5", tmp_path))
+
+
+def test_a_stack_that_is_there_is_shared(policy, written, tmp_path):
+    base = load_base("tiny-4", tmp_path)
+    stack = Stack(base.model)
+    shared = read_policy(written, FIELDS).load_on(stack, base.tokenizer, base.digest)
+    assert shared.stack is stack
+    np.testing.assert_allclose(
+        shared.probabilities("loss 4", ALL)["budget"], policy.probabilities("loss 4", ALL)["budget"], atol=5e-3
+    )
+    with pytest.raises(LanguageError, match="trained on tiny-4"):
+        read_policy(written, FIELDS).load_on(stack, base.tokenizer, "0" * 64)
 
 
 @pytest.mark.parametrize("fields", [{"budget": 6, "stop": 2}, {"stop": 2, "budget": 5}, {"budget": 5}])
