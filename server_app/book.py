@@ -13,6 +13,8 @@ from llm_qfl.federation.seeding import SERVER
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
 from llm_qfl.quantum.folder import save_model
 from server_app.display import Display
+from server_app.language import LanguageSession
+from server_app.language_json import about_json, card_lines, language_json
 from server_app.ledger import Json, Ledger, round_line, scores_json
 from server_app.session import Finished, Opened
 
@@ -29,9 +31,15 @@ class FolderBook:
 
     def __init__(self, ledger: Ledger, display: Display) -> None:
         self._ledger, self._display, self.run_id = ledger, display, ledger.run_id
+        self._language: LanguageSession | None = None
+
+    def note(self, text: str) -> None:
+        """Show what takes long before and between rounds."""
+        self._display.note(text)
 
     def begin(self, opened: Opened) -> None:
         """Write `config.json` and show the head of the run."""
+        self._language = opened.language
         about = config_json(self._ledger.run_id, opened)
         self._ledger.write_json("config.json", about)
         self._display.start(opened.config, about["sites"])
@@ -40,6 +48,8 @@ class FolderBook:
         """Checkpoint, then the ledger's line, then the terminal's."""
         line = round_line(summary)
         self._ledger.checkpoint(state)
+        if self._language is not None and summary.language is not None:
+            self._ledger.checkpoint_language(self._language.server.state())
         self._ledger.append_round(line)
         self._display.round(line)
 
@@ -48,6 +58,9 @@ class FolderBook:
         opened = finished.opened
         save_model(self._ledger.folder / "model", opened.model, finished.state.theta, opened.setup.to_dict())
         summary = summary_json(self._ledger.run_id, finished)
+        if opened.language is not None:
+            card = card_lines(opened.config, self._ledger.run_id, summary)
+            opened.language.save(self._ledger.folder / "adapter", card)
         self._ledger.write_json("summary.json", summary)
         return summary
 
@@ -77,6 +90,7 @@ def config_json(run_id: str, opened: Opened) -> Json:
         "gradient_cost": model.gradient_cost,
         "baselines": {name: {"parameters": b.num_parameters} for name, b in opened.baselines.items()},
         "fingerprint": dict(opened.fingerprint),
+        "language": None if opened.language is None else about_json(opened.language),
         "versions": versions(),
         "test_source": config.data.test,
         "validation_source": config.data.validation,
@@ -134,7 +148,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "seconds": finished.seconds,
         "left_out": {**opened.roll.left_out, **finished.left_out},
         "policy": None,
-        "language": None,
+        "language": None if opened.language is None else language_json(opened.language, _language_rounds(finished)),
         "versions": versions(),
         "fingerprint": dict(opened.fingerprint),
     }
@@ -165,6 +179,11 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
 def versions() -> dict[str, str]:
     """Of this app (from its sources: a FAB is not an installed package) and of the libraries that compute."""
     return {"llm-qfl": __version__, **{name: version(name) for name in LIBRARIES}}
+
+
+def _language_rounds(finished: Finished) -> int:
+    """Rounds in which the adapter was averaged."""
+    return sum(1 for one in finished.rounds if one.language is not None and one.language.aggregated)
 
 
 def _own_data(opened: Opened) -> bool:

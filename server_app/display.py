@@ -36,6 +36,9 @@ WIDTHS = (7, 9, 8, 7, 12, 7, 11, 9, 9, 7)
 class Display(Protocol):
     """Who shows a run while it goes on."""
 
+    def note(self, text: str) -> None:
+        """Something that takes long begins or is done."""
+
     def start(self, config: RunConfig, sites: Sequence[Json]) -> None:
         """The census is closed; `sites` as in `config.json`."""
 
@@ -74,6 +77,9 @@ def make_display(show: str = "auto", stream: TextIO | None = None) -> Display:
 class SilentDisplay:
     """Shows nothing."""
 
+    def note(self, text: str) -> None:
+        """See Display."""
+
     def start(self, config: RunConfig, sites: Sequence[Json]) -> None:
         """See Display."""
 
@@ -96,6 +102,10 @@ class PlainDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._rounds = stream, 0
+
+    def note(self, text: str) -> None:
+        """See Display."""
+        self._print(text)
 
     def start(self, config: RunConfig, sites: Sequence[Json]) -> None:
         """See Display."""
@@ -141,6 +151,10 @@ class LiveDisplay:
         self._rows: list[tuple[str, ...]] = []
         self._notes: list[str] = []
         self._live: Live | None = None
+
+    def note(self, text: str) -> None:
+        """See Display."""
+        self._console.print(Text(text, style="dim"))
 
     def start(self, config: RunConfig, sites: Sequence[Json]) -> None:
         """See Display."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "transformers", "peft", "safetensors")
 LIBRARIES = ("torch", "transformers")
 
+Note = Callable[[str], None]
+
 
 @dataclass
 class Timing:
@@ -60,13 +62,16 @@ class Sent:
     asked: list[str] = field(default_factory=list)
 
 
-def open_language(config: RunConfig, run: str, models: Path | None = None) -> LanguageSession | None:
+def open_language(
+    config: RunConfig, run: str, models: Path | None = None, note: Note = lambda text: None
+) -> LanguageSession | None:
     """Load, cut and write the model; None where the run has none.
 
     Args:
         config: the run config.
         run: the run's id.
         models: folder of the compressed models; by default below the node's own folder.
+        note: is told what takes long.
 
     Raises:
         LanguageError: packages are missing, or the model cannot be had, cut or written.
@@ -79,7 +84,7 @@ def open_language(config: RunConfig, run: str, models: Path | None = None) -> La
             f"language.model: {config.language.model!r} needs {', '.join(missing)}, which is not installed; run `make "
             "install`, `pip install 'llm-qfl[language]'`, or set language.model=\"none\""
         )
-    return LanguageSession(config, run, models or default_folder() / "models" / "compressed")
+    return LanguageSession(config, run, models or default_folder() / "models" / "compressed", note)
 
 
 class LanguageSession:
@@ -89,13 +94,14 @@ class LanguageSession:
         config: the run config.
         run: the run's id.
         models: folder of the compressed models.
+        note: is told what takes long.
     """
 
-    def __init__(self, config: RunConfig, run: str, models: Path) -> None:
+    def __init__(self, config: RunConfig, run: str, models: Path, note: Note) -> None:
         from llm_qfl.language.models import load_base
         from llm_qfl.language.server import ServerLanguage
 
-        self.config, self._run, self.timing = config, run, Timing()
+        self.config, self._run, self.timing, self._note = config, run, Timing(), note
         self._language, self._seed = config.language.effective(), config.server.seed
         started = time.monotonic()
         base = load_base(_model_name(config.language.model), default_folder() / "models")
@@ -115,6 +121,11 @@ class LanguageSession:
         started = time.monotonic()
         self.exported = self.server.export(models)
         self.timing.export = time.monotonic() - started
+        plan = self.server.plan
+        note(
+            f"language model {config.language.model}: loaded in {self.timing.load:.1f} s; sites get "
+            f"{len(plan.held)} of its {plan.n} layers ({self.exported.size / 1e6:.0f} MB) and tune {plan.a}"
+        )
         url = config.language.models_url
         folder = str(self.exported.folder.resolve())
         self.source = folder if url == "none" else f"{url.rstrip('/')}/{self.exported.sha256}"
@@ -156,6 +167,18 @@ class LanguageSession:
         """Length of the counts in its scores; 0 before the census is closed."""
         return 0 if self.view is None else self.view.counts
 
+    @property
+    def public_count(self) -> int:
+        """Public texts that were to be had."""
+        return len(self._texts)
+
+    @property
+    def public_digest(self) -> str:
+        """SHA-256 of the public texts."""
+        from llm_qfl.language.public import digest
+
+        return digest(self._texts)
+
     def offer(self) -> ModelOffer:
         """What the query says of the model."""
         sent = self.server.broadcast(emulator=True) if self.makes_features else None
@@ -187,6 +210,11 @@ class LanguageSession:
         seconds = time.monotonic() - started
         self.timing.align += seconds
         losses = [] if report is None else report.boundary_losses
+        if losses:
+            self._note(
+                f"compressed model aligned on {len(public)} public texts: {len(losses)} steps in {seconds:.0f} s, "
+                f"boundary loss {losses[0]:.3f} to {losses[-1]:.3f}"
+            )
         self.align_losses += losses
         return seconds, losses[-1] if losses else None
 
@@ -434,6 +462,8 @@ class LanguageSession:
         if self.scores is None:
             return
         started = time.monotonic()
+        if self.scores.parts:
+            self._note(f"scoring the language model on the server's {' and '.join(self.scores.parts)} rows ...")
         for part, found in (("test", self.final), ("validation", self.final_validation)):
             here = self.scores.rows(part) is not None
             found.update(self.scores.final(part, self._own) if here else _from_sites(evaluations, part))

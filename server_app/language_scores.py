@@ -67,6 +67,11 @@ class LanguageScores:
         self._prompts: HeldOut | None = None
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of which the server holds rows."""
+        return tuple(self._held)
+
+    @property
     def validation(self) -> HeldOut | None:
         """The server's own validation rows."""
         return self.rows("validation")

@@ -18,6 +18,7 @@ import numpy as np
 from llm_qfl.federation.errors import RunFolderError
 from llm_qfl.federation.records import state_arrays
 from llm_qfl.federation.types import ClientReport, GlobalState, RoundSummary, Scores
+from server_app.language_json import round_json as language_round_json
 
 Json = dict[str, Any]
 
@@ -67,13 +68,19 @@ class Ledger:
 
     def checkpoint(self, state: GlobalState) -> None:
         """The global state after a closed round, atomically."""
+        names = {"parameter-names": np.array(state.parameter_names), "round": np.array(state.server_round)}
+        self._save("state", {**state_arrays(state), **names})
+
+    def checkpoint_language(self, arrays: Mapping[str, Any]) -> None:
+        """Adapter and emulator after a round that changed them, atomically."""
+        self._save("language", arrays)
+
+    def _save(self, name: str, arrays: Mapping[str, Any]) -> None:
         folder = self.folder / "checkpoint"
         folder.mkdir(exist_ok=True)
-        partial = folder / "state.partial.npz"
-        arrays: dict[str, Any] = dict(state_arrays(state))
-        arrays |= {"parameter-names": np.array(state.parameter_names), "round": np.array(state.server_round)}
-        np.savez(partial, **arrays)
-        os.replace(partial, folder / "state.npz")
+        partial = folder / f"{name}.partial.npz"
+        np.savez(partial, **dict(arrays))
+        os.replace(partial, folder / f"{name}.npz")
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -126,6 +133,7 @@ def round_line(summary: RoundSummary) -> Json:
         "bytes_down": summary.bytes_down,
         "seconds": summary.seconds,
         "theta_digest": summary.theta_digest,
+        "language": language_round_json(summary.language),
     }
 
 

@@ -40,6 +40,9 @@ class Book(Protocol):
 
     run_id: str
 
+    def note(self, text: str) -> None:
+        """Something that takes long begins or is done."""
+
     def begin(self, opened: Opened) -> None:
         """The census is closed and the setup fixed."""
 
@@ -105,8 +108,10 @@ def run_session(grid: Grid, config: RunConfig, book: Book, models: Path | None =
         ConfigError, DataError, CircuitError, LanguageError, FederationError: before the first round, with what to do.
     """
     started = time.monotonic()
+    preflight(config)  # before a model is loaded
     bounded = BoundedGrid(grid)
-    opened = open_session(bounded, config, book.run_id, models)
+    language = open_language(config, book.run_id, models, book.note)
+    opened = open_session(bounded, config, language)
     book.begin(opened)
     rounds: list[RoundSummary] = []
 
@@ -139,10 +144,9 @@ def run_session(grid: Grid, config: RunConfig, book: Book, models: Path | None =
     )
 
 
-def open_session(grid: BoundedGrid, config: RunConfig, run: str = "local", models: Path | None = None) -> Opened:
+def open_session(grid: BoundedGrid, config: RunConfig, language: LanguageSession | None = None) -> Opened:
     """Census, setup and models; what can be refused before any site is asked is refused first."""
     preflight(config)
-    language = open_language(config, run, models)
     roll = take_census(grid, config, fingerprint(config), None if language is None else language.offer())
     setup = make_setup(roll, config, language)
     classes = len(setup.class_names)

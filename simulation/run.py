@@ -45,6 +45,9 @@ class Memory:
     def __init__(self, run_id: str | None = None) -> None:
         self.run_id = run_id or f"in-memory-{secrets.token_hex(4)}"
 
+    def note(self, text: str) -> None:
+        """Nothing to show."""
+
     def begin(self, opened: Opened) -> None:
         """Nothing to write."""
 
