@@ -99,7 +99,7 @@ def census(
     rows = site_rows(config, settings, site)
     pool, train = rows.pool, rows.parts["train"]
     y = pool.y[train]
-    data, quantum = config.data, config.quantum.at_site(settings.backend)
+    data, quantum = config.data, config.quantum.at_site(settings.backend, settings.evaluation_backend)
     sums = None
     if pool.encoding != "language" or numbers is not None:
         x = row_numbers(pool, train, numbers)

@@ -52,7 +52,7 @@ def prepare(message: Message, context: Context) -> Work:
     task = decode_task(message.content)
     setup = take_setup(settings.folder, task.setup, task.setup_digest)
     classes = len(setup.class_names)
-    quantum = config.quantum.at_site(settings.backend)
+    quantum = config.quantum.at_site(settings.backend, settings.evaluation_backend)
     place = (
         None if quantum.backend == quantum.scoring.backend == "exact" else Place(settings.folder, settings.qpu_seconds)
     )

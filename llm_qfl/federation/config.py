@@ -129,7 +129,8 @@ class QuantumConfig(Section):
     `ibm:least-busy`, `ibm-local:<fake device>` (IBM's client without an account). A site's own `backend` (node config)
     replaces it."""
     evaluation_backend: str = "same"
-    """Where validation and test rows are scored: `same` as training, or a backend of its own."""
+    """Where validation and test rows are scored: `same` as training, or a backend of its own. A site with a `backend`
+    of its own scores there, or at its own `evaluation-backend` (node config)."""
     precision: Literal["float64", "float32"] = "float64"
     """Precision of the exact engine."""
     shots: PositiveInt = 1024
@@ -147,9 +148,13 @@ class QuantumConfig(Section):
     job_patience: Annotated[float, Field(gt=0)] = 86400.0
     """IBM: seconds that a site waits for a job to end; it stays in the ledger and is found again."""
 
-    def at_site(self, backend: str | None) -> QuantumConfig:
-        """With the backend that a site has chosen for itself, if it has."""
-        return self if backend is None else self.model_copy(update={"backend": backend})
+    def at_site(self, backend: str | None, evaluation: str | None = None) -> QuantumConfig:
+        """With the backends that a site has chosen for itself: no run makes it pay where it chose otherwise."""
+        if backend is None and evaluation is None:
+            return self
+        if backend is None:
+            return self.model_copy(update={"evaluation_backend": evaluation})
+        return self.model_copy(update={"backend": backend, "evaluation_backend": evaluation or "same"})
 
     @property
     def scoring(self) -> QuantumConfig:

@@ -13,7 +13,8 @@ from llm_qfl.federation.config import Scalar
 from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.seeding import SERVER
 
-KEYS = ("site", "data-path", "folder", "backend", "qpu-seconds", "partition-id", "num-partitions", "language")
+KEYS = ("site", "data-path", "folder", "backend", "evaluation-backend", "qpu-seconds",
+        "partition-id", "num-partitions", "language")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class NodeSettings:
         partition_id: which partition, in simulation.
         num_partitions: how many there are.
         folder: where the site keeps what it must not lose.
-        backend: where this site's circuits run, in place of the run's `quantum.backend`; None takes the run's.
+        backend: where this site's circuits run, in place of the run's `quantum.backend` and
+            `quantum.evaluation-backend`; None takes the run's.
+        evaluation_backend: where it scores; None scores where `backend` says.
         qpu_seconds: most QPU seconds that the site spends on IBM Quantum over all runs; None sets no limit.
         language: does the site take part in the run's language model: `auto` (where there is room for it) or `no`.
     """
@@ -37,6 +40,7 @@ class NodeSettings:
     num_partitions: int
     folder: Path
     backend: str | None = None
+    evaluation_backend: str | None = None
     qpu_seconds: float | None = None
     language: str = "auto"
 
@@ -71,24 +75,31 @@ class NodeSettings:
         site = str(node_config.get("site") or f"site-{number:04d}")
         folder = Path(str(node_config.get("folder") or default_folder()))
         partitions = int(node_config.get("num-partitions") or 1)
-        backend, seconds = node_config.get("backend"), node_config.get("qpu-seconds")
+        seconds = node_config.get("qpu-seconds")
         return cls(
             site,
             None if path is None else str(path),
             number,
             partitions,
             folder,
-            None if backend is None else str(backend),
+            _text(node_config.get("backend")),
+            _text(node_config.get("evaluation-backend")),
             None if seconds is None else float(seconds),
             str(language),
         )
 
 
+def _text(value: Scalar | None) -> str | None:
+    return None if value is None else str(value)
+
+
 def _backend_problems(node_config: Mapping[str, Scalar]) -> list[str]:
     problems = []
-    backend, seconds = node_config.get("backend"), node_config.get("qpu-seconds")
-    if backend is not None and (problem := backend_problem(str(backend))):
-        problems.append(f"node config: backend: {problem}")
+    seconds = node_config.get("qpu-seconds")
+    for key in ("backend", "evaluation-backend"):
+        name = node_config.get(key)
+        if name is not None and (problem := backend_problem(str(name))):
+            problems.append(f"node config: {key}: {problem}")
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < math.inf
     if seconds is not None and not number:
         problems.append(f"node config: qpu-seconds expected a number of seconds, 0 or more, got {seconds!r}")
@@ -99,6 +110,20 @@ def default_folder() -> Path:
     """Where a node keeps its things when node config names no folder."""
     home = os.environ.get("FLWR_HOME")
     return Path(home) / "llm-qfl" if home else Path.home() / ".cache" / "llm-qfl"
+
+
+def ledger_folder(folder: Path) -> Path:
+    """Where a node keeps the ledger of the jobs that it pays for: in its folder, but never below the user's cache.
+
+    Args:
+        folder: of the node.
+    """
+    jobs, cache = folder / "jobs", Path.home() / ".cache"
+    # A ledger that is there already stays in use: to leave it would be to pay for its jobs again.
+    if jobs.is_dir() or not folder.absolute().is_relative_to(cache):
+        return jobs
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return data / folder.absolute().relative_to(cache) / "jobs"
 
 
 def project_folder() -> Path:

@@ -29,7 +29,7 @@ class Node:
     @property
     def quantum(self) -> QuantumConfig:
         """Where this site trains."""
-        return self.config.quantum.at_site(self.settings.backend)
+        return self.config.quantum.at_site(self.settings.backend, self.settings.evaluation_backend)
 
     @property
     def places(self) -> dict[str, QuantumConfig]:

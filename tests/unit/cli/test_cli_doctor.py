@@ -187,8 +187,8 @@ def test_a_package_that_cannot_be_imported_is_a_red_line(site, monkeypatch, modu
 
 
 def test_unknown_and_narrow_devices_are_red_and_scoring_is_tried_too(site):
-    lines = doctor("--node-config", site('backend="aer-FakeMannilaV2"'), "-c",
-                   'quantum.qubits=6 quantum.evaluation-backend="aer-FakeManilaV2"', code=1)  # fmt: skip
+    own = 'backend="aer-FakeMannilaV2" evaluation-backend="aer-FakeManilaV2"'
+    lines = doctor("--node-config", site(own), "-c", "quantum.qubits=6", code=1)
     assert "FakeManilaV2" in lines["backend aer-FakeMannilaV2"]["advice"]
     assert "6 qubits, FakeManilaV2 has 5" in lines["backend aer-FakeManilaV2"]["found"]
 

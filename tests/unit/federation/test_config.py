@@ -1,6 +1,6 @@
 import pytest
 
-from llm_qfl.federation.config import NOT_NUMBERS, RunConfig, default_run_config, readout_problems
+from llm_qfl.federation.config import NOT_NUMBERS, QuantumConfig, RunConfig, default_run_config, readout_problems
 from llm_qfl.federation.errors import ConfigError
 
 
@@ -69,3 +69,18 @@ def test_readouts_that_cannot_tell_the_classes_apart():
     quantum = RunConfig.from_run_config({"quantum.circuit": "qcnn", "quantum.readout": "scale"}).quantum
     assert readout_problems(quantum, 2) == []
     assert "quantum.readout" in readout_problems(quantum, 3)[0]
+
+
+@pytest.mark.parametrize(
+    ("run", "site", "trains", "scores"),
+    [
+        (("exact", "same"), (None, None), "exact", "exact"),
+        (("exact", "ibm:a"), (None, None), "exact", "ibm:a"),
+        (("ibm:a", "ibm:b"), ("exact", None), "exact", "exact"),  # who chose a simulator pays nothing
+        (("exact", "same"), ("aer", "ibm:a"), "aer", "ibm:a"),
+        (("aer", "ibm:a"), (None, "exact"), "aer", "exact"),
+    ],
+)
+def test_a_sites_own_backends_win(run, site, trains, scores):
+    quantum = QuantumConfig(backend=run[0], evaluation_backend=run[1]).at_site(*site)
+    assert (quantum.backend, quantum.scoring.backend) == (trains, scores)
