@@ -26,7 +26,7 @@ DEVICES = (None, "FakeManilaV2", "FakeFez")
 SIDES = ("ours", "SamplerQNN", "EstimatorQNN", "VQC")
 SHOTS = 1024
 SLOW_ROWS = 4
-LIMIT_S = 900
+LIMIT_S = 600
 
 
 def best(call, seconds=2.0):
