@@ -7,6 +7,14 @@ from pathlib import Path
 import pytest
 
 DRILL = Path(__file__).with_name("kill_ibm.py")
+DISARMED = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import kill_ibm
+kill_ibm.arm = lambda point: None
+kill_ibm.POINTS = kill_ibm.POINTS[:2]
+sys.exit(kill_ibm.main())
+"""
 
 
 @pytest.mark.slow
@@ -15,4 +23,13 @@ def test_no_kill_pays_twice_or_loses_a_result():
     command = [sys.executable, str(DRILL), "--kills", "12", "--seed", "1"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-2].split()[3:] == ["0", "0"]
+    _, _, killed, _, twice, lost = done.stdout.splitlines()[-2].split()
+    assert (killed, twice, lost) == ("12", "0", "0")
+
+
+@pytest.mark.slow
+def test_a_drill_that_kills_nothing_fails():
+    command = [sys.executable, "-c", DISARMED, str(DRILL.parent), "--kills", "2"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "0 runs with a kill, expected 2" in done.stdout
