@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_qfl.federation.errors import ConfigError
-from llm_qfl.federation.settings import default_folder
+from llm_qfl.federation.settings import default_folder, ledger_folder
 from llm_qfl.quantum.ibm.errors import LedgerError
-from llm_qfl.quantum.ibm.ledger import ENDED_BADLY, Entry, Ledger
+from llm_qfl.quantum.ibm.ledger import Entry, Ledger
 
 _KEY_DIGITS = 8
 _WIDE = 110
@@ -38,8 +38,8 @@ class Job:
 
     @property
     def needs_person(self) -> bool:
-        """It ended without a result, and is not replaced on its own."""
-        return self.entry.state in ENDED_BADLY
+        """It ended without a result or is lost, and is not replaced on its own."""
+        return self.entry.needs_person
 
     @property
     def is_open(self) -> bool:
@@ -57,6 +57,7 @@ class Job:
             **about,
             "tag": entry.tag,
             "qpu_seconds": entry.seconds,
+            "qpu_seconds_held": entry.held,
             "qpu_seconds_known": "qpu_seconds" in entry.metrics,
             "changed": self.changed.isoformat(timespec="seconds"),
             "needs_person": self.needs_person,
@@ -66,7 +67,7 @@ class Job:
 def jobs_folder(folder: Path | None) -> Path:
     """The ledger's folder of a node's folder, of itself, or of the default node folder."""
     chosen = folder or default_folder()
-    return chosen if chosen.name == "jobs" and not (chosen / "jobs").is_dir() else chosen / "jobs"
+    return chosen if chosen.name == "jobs" and not (chosen / "jobs").is_dir() else ledger_folder(chosen)
 
 
 def read_jobs(folder: Path) -> tuple[list[Job], list[str]]:
@@ -128,7 +129,7 @@ def show(folder: Path, jobs: Sequence[Job], damaged: Sequence[str], console: Con
         console.print(Text(_sentence(_totals(of_run))))
     bad, place = [job for job in jobs if job.needs_person], shlex.quote(str(folder))
     if bad:
-        console.print(Text("\nneeds a person: ended without a result, and is not replaced on its own", style="bold"))
+        console.print(Text("\nneeds a person: without a result, and not replaced on its own", style="bold"))
     for job in bad:
         entry, key = job.entry, job.entry.intent.key[:_KEY_DIGITS]
         console.print(Text(f"  {key} {entry.state}: {entry.reason or 'no reason given'}"))
@@ -147,8 +148,9 @@ def _table(jobs: Sequence[Job], *, wide: bool) -> Table:
     table.add_column("job", overflow="fold")
     if wide:
         table.add_column("device", overflow="fold")
+        table.add_column("circuits x shots", justify="right")
+        table.add_column("submitted", no_wrap=True)
         table.add_column("queue s", justify="right")
-        table.add_column("changed", no_wrap=True)
     for job in jobs:
         entry = job.entry
         state = f"{entry.state} !" if job.needs_person else entry.state
@@ -157,9 +159,15 @@ def _table(jobs: Sequence[Job], *, wide: bool) -> Table:
                  entry.job_id or "-"]  # fmt: skip
         if wide:
             queue = entry.metrics.get("queue_seconds")
-            cells += [entry.device or "-", "-" if queue is None else f"{queue:.0f}", f"{job.changed:%m-%d %H:%M}"]
+            size = f"{entry.circuits} x {entry.shots}" if entry.circuits else "-"
+            cells += [entry.device or "-", size, _submitted(entry), "-" if queue is None else f"{queue:.0f}"]
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _submitted(entry: Entry) -> str:
+    """Local time."""
+    return f"{datetime.fromisoformat(entry.submitted).astimezone():%m-%d %H:%M}" if entry.submitted else "-"
 
 
 def _known(entry: Entry) -> bool:

@@ -19,6 +19,7 @@ from llm_qfl.cli.doctor.node import Node
 from llm_qfl.cli.jobs import read_jobs
 from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.errors import BackendError
+from llm_qfl.federation.settings import ledger_folder
 
 ACCOUNT_ADVICE = "set QISKIT_IBM_TOKEN or LLM_QFL_IBM_TOKEN_FILE, or save an account with qiskit-ibm-runtime"
 NETWORK_ADVICE = "IBM's client says the same where it reaches nobody: check the network as well"
@@ -69,8 +70,7 @@ def check_account_here() -> Check:
 
 def check_ledger(node: Node) -> Check:
     """Can every job that was ever meant to be submitted be read, and how do they stand?"""
-    folder = node.settings.folder / "jobs"
-    jobs, damaged = read_jobs(folder)
+    jobs, damaged = read_jobs(ledger_folder(node.settings.folder))
     if damaged:
         found, _, advice = damaged[0].partition("; ")
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
@@ -89,10 +89,11 @@ def check_ledger(node: Node) -> Check:
 
 def check_budget(node: Node) -> Check:
     """QPU seconds that are left of the site's own limit, and what a run may take of them."""
-    jobs, damaged = read_jobs(node.settings.folder / "jobs")
+    jobs, damaged = read_jobs(ledger_folder(node.settings.folder))
     if damaged:
         return Check("QPU budget", "fail", "not known: the ledger is damaged", "see the line of the ledger")
-    spent = sum(job.entry.seconds for job in jobs)
+    jobs = [job for job in jobs if job.entry.intent.site == node.settings.site]
+    spent = sum(job.entry.held for job in jobs)
     run, own = node.config.quantum.qpu_seconds, node.settings.qpu_seconds
     said = f"{spent:.1f} s spent or under way; a run may take {run:.1f} s"
     uses = any(name.startswith("ibm:") for name in node.places)
@@ -126,11 +127,11 @@ def _check_device(node: Node, config: QuantumConfig, rows: Rows) -> list[Check]:
         if account[0].status == "fail":
             advised = replace(account[0], advice=f"{account[0].advice}; {NETWORK_ADVICE}")
             return [advised, Check(name, "skipped", "not asked: no account")]
-        device = guarded(name, lambda: _device(name, runner, work(1)), DEVICE_ADVICE)
+        device = guarded(name, lambda: _device(name, runner, work(1), node.settings.site), DEVICE_ADVICE)
         if device[0].status == "fail":
             return [*account, *device]
         one = _training_step(node, angles, rows) if name == node.quantum.backend else _scoring(rows)
-        cost = guarded(f"cost on {name}", lambda: _cost(name, runner, work, one))
+        cost = guarded(f"cost on {name}", lambda: _cost(name, runner, work, one, node.settings.site))
     return [*account, *device, *cost]
 
 
@@ -138,17 +139,17 @@ def _account(runner: Any) -> Check:  # noqa: ANN401
     return Check("IBM account", "ok", f"{runner.connect().account.source} is accepted")
 
 
-def _device(name: str, runner: Any, work: Any) -> Check:  # noqa: ANN401
+def _device(name: str, runner: Any, work: Any, site: str) -> Check:  # noqa: ANN401
     from llm_qfl.quantum.ibm.errors import BudgetError
 
     try:
-        lines = runner.preflight(work, _RUN)
+        lines = runner.preflight(work, _RUN, site)
     except BudgetError:  # the device would take it; the cost has a line of its own
         lines = runner.preflight()
     return Check(name, "ok", lines[1].partition(": ")[2])
 
 
-def _cost(name: str, runner: Any, work: Callable[[int], Any], task: _Task) -> Check:  # noqa: ANN401
+def _cost(name: str, runner: Any, work: Callable[[int], Any], task: _Task, site: str) -> Check:  # noqa: ANN401
     """Of one step, which must be within the budgets, and whether a round's steps are.
 
     Raises:
@@ -156,10 +157,10 @@ def _cost(name: str, runner: Any, work: Callable[[int], Any], task: _Task) -> Ch
     """
     from llm_qfl.quantum.ibm.errors import BudgetError
 
-    told = runner.preflight(work(task.points), _RUN)[2].partition(": ")[2]
+    told = runner.preflight(work(task.points), _RUN, site)[2].partition(": ")[2]
     said = f"{task.name}: " + told.replace(" rows,", " points,")  # the runner's rows are the circuit's points
     try:
-        runner.preflight(work(task.points * task.times), _RUN)
+        runner.preflight(work(task.points * task.times), _RUN, site)
     except BudgetError as error:
         over = str(error).partition(";")[0]
         return Check(f"cost on {name}", "warn", f"{said}; {task.times} of these a round: {over}", COST_ADVICE)

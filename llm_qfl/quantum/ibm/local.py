@@ -61,7 +61,7 @@ class LocalRunner:
         }
         return Outcome(arrays["evs"].T, arrays["stds"].T, (), metrics)
 
-    def preflight(self, work: Work | None = None, run: str | None = None) -> list[str]:
+    def preflight(self, work: Work | None = None, run: str | None = None, site: str | None = None) -> list[str]:
         """Which device is simulated.
 
         Raises:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from qiskit.circuit import QuantumCircuit
 
+from llm_qfl.federation.settings import ledger_folder
 from llm_qfl.federation.types import Array
 from llm_qfl.quantum.ibm.account import Account
 from llm_qfl.quantum.ibm.budget import Budgets, Limits, device_problems, qpu_seconds, rows_per_job
@@ -33,7 +34,7 @@ class Runner(Protocol):
     def expectations(self, step: Step, work: Work, *, seed: int = 0) -> Outcome:
         """(N, K) expectation values."""
 
-    def preflight(self, work: Work | None = None, run: str | None = None) -> list[str]:
+    def preflight(self, work: Work | None = None, run: str | None = None, site: str | None = None) -> list[str]:
         """What would run where and at what cost, in lines; spends nothing."""
 
     def close(self) -> None:
@@ -52,7 +53,8 @@ def make_runner(
 
     Args:
         backend: `ibm:<device>`, `ibm:least-busy` or `ibm-local:<fake device>`.
-        folder: of the node, on a disk that survives the process: the ledger is in `jobs`, circuits in `transpiled`.
+        folder: of the node, on a disk that survives the process: the ledger is in `jobs` (`ledger_folder`),
+            circuits in `transpiled`.
         options: how circuits are run.
         budgets: QPU seconds of run and site.
         patience: how long to wait for what.
@@ -95,7 +97,7 @@ class IbmRunner:
         kind, _, self._device = backend.partition(":")
         if kind != "ibm" or not self._device:
             raise PreflightError(f"quantum.backend: expected ibm:<device> or ibm:least-busy, got {backend!r}")
-        self._name, self.ledger, self._isas = backend, Ledger(folder / "jobs"), IsaCache(folder / "transpiled")
+        self._name, self.ledger, self._isas = backend, Ledger(ledger_folder(folder)), IsaCache(folder / "transpiled")
         self._options, self._budgets = options or IbmOptions(), budgets or Budgets()
         self._patience, self._limits, self._account = patience or Patience(), limits or Limits(), account
         self._service: IbmService | None = None

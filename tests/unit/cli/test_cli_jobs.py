@@ -1,6 +1,7 @@
 """`llm-qfl jobs`: the ledger as a person reads it, and the one thing that a person may change in it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from ibm_service.loopback import LoopbackService
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from llm_qfl.cli import jobs
 from llm_qfl.cli.main import app
-from llm_qfl.quantum.ibm.ledger import Entry, Intent, Ledger
+from llm_qfl.quantum.ibm.ledger import Entry, Intent, Ledger, digest
 from llm_qfl.quantum.ibm.options import IbmOptions
 from llm_qfl.quantum.ibm.runner import IbmRunner
 from llm_qfl.quantum.ibm.submission import Patience
@@ -32,7 +33,8 @@ def write(folder, states=STATES, run="5870812345678901234"):
         known = {"qpu_seconds": 10.0, "queue_seconds": 5400.0} if state == "done" else {}
         job = None if state in ("intent", "submitting") else f"d2k9v8qq5l1c73f0ab{number:02d}"
         reason = "device broke" if state == "failed" else None
-        ledger.put(Entry(intent, state, 2.5, 0, job, None, "ibm_torino", reason=reason, metrics=known))
+        sent = {"circuits": 876, "shots": 1024, "submitted": "2026-11-21T10:30:00+00:00"} if job else {}
+        ledger.put(Entry(intent, state, 2.5, 0, job, None, "ibm_torino", reason=reason, metrics=known, **sent))
         keys[state] = intent.key
     return keys
 
@@ -52,6 +54,7 @@ def test_every_job_with_totals_of_each_run(tmp_path, ledger):
     assert (one["job_id"], one["device"], one["qpu_seconds"], one["qpu_seconds_known"]) == (
         "d2k9v8qq5l1c73f0ab00", "ibm_torino", 10.0, True,
     )  # fmt: skip
+    assert (one["circuits"], one["shots"], one["submitted"]) == (876, 1024, "2026-11-21T10:30:00+00:00")
     assert {job["state"] for job in found["jobs"] if job["needs_person"]} == {
         "failed", "cancelled", "expired", "timed-out",
     }  # fmt: skip
@@ -90,7 +93,7 @@ def test_the_screen_fits_and_says_what_needs_a_person(tmp_path, ledger, width, c
     assert f"{ledger['failed'][:8]} failed: device broke" in text
     assert f"--again {ledger['failed'][:8]}" in text
     assert "25.0 s" in text.replace("\n", " ")
-    assert ("ibm_torino" in text) == (width == 120)
+    assert ("ibm_torino" in text) == ("876 x 1024" in text) == ("11-2" in text) == (width == 120)
 
 
 def test_a_damaged_file_is_told_and_hides_no_other(tmp_path, ledger):
@@ -118,6 +121,28 @@ def test_again_is_refused_for_every_other_job(tmp_path, ledger, state):
     before = Ledger(tmp_path / "jobs").get(ledger[state])
     assert f"its state is {state}" in call(tmp_path, "--again", ledger[state], code=2).output
     assert Ledger(tmp_path / "jobs").get(ledger[state]) == before
+
+
+@pytest.mark.parametrize("state", ["done", "submitted"])
+def test_again_is_for_a_job_that_is_lost_too(tmp_path, ledger, state, capsys):
+    """The service or the disk has lost it, which the run that looked for it has noted."""
+    place = Ledger(tmp_path / "jobs")
+    place.put(replace(place.get(ledger[state]), reason="the service does not know it"))
+    jobs.show(tmp_path / "jobs", *jobs.read_jobs(tmp_path / "jobs"), Console(width=120))
+    assert f"{ledger[state][:8]} {state}: the service does not know it" in capsys.readouterr().out
+    assert "attempt 2" in call(tmp_path, "--again", ledger[state]).stdout
+
+
+def test_a_ledger_of_the_first_release_is_read(tmp_path, ledger):
+    path = tmp_path / "jobs" / f"{ledger['failed']}.json"
+    outer = json.loads(path.read_text())
+    for name in ("cap", "circuits", "shots", "submitted", "session", "others"):
+        del outer["entry"][name]
+    outer["checksum"] = digest(outer["entry"])
+    path.write_text(json.dumps(outer))
+    assert Ledger(tmp_path / "jobs").get(ledger["failed"]).shots == 0
+    assert json.loads(call(tmp_path, "--json").stdout)["damaged"] == []
+    assert "attempt 2" in call(tmp_path, "--again", ledger["failed"]).stdout
 
 
 @pytest.mark.parametrize("key", ["", "zz", "0" * 40])
