@@ -4,6 +4,7 @@
 #   make run SITES=8 CONFIG='data.source="digits" server.rounds=10'
 #   make test                                         lint, types, tests
 #   make bench                                        speed beside other libraries
+#   make bench-llm                                    a site's language round beside plain PEFT
 #   make drills                                       processes and nodes killed at random moments
 #
 PYTHON ?= python3
@@ -21,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench drills deploy-check clean
+.PHONY: help run test lint bench bench-llm drills deploy-check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,12 +46,18 @@ bench:
 	@$(BIN)/python -m benchmarks.engine
 	@$(BIN)/python -m benchmarks.devices
 
-# A client of IBM Quantum killed at random moments, against a service of its own on loopback: 97 processes, then 3 nodes.
+bench-llm:
+	$(INSTALL) server language
+	@$(BIN)/python -m benchmarks.llm
+
+# A client of IBM Quantum killed at random moments over paid jobs, the service on loopback: 97 processes, then three
+# ClientApps of real nodes, then a whole node.
 KILLS ?= 97
 drills:
 	$(INSTALL) server dev
 	$(BIN)/python tests/drills/kill_ibm.py --kills $(KILLS)
-	$(BIN)/python -m pytest -q -m "slow or e2e" tests/drills/test_kill_flower.py
+	$(BIN)/python tests/drills/kill_flower.py
+	$(BIN)/python tests/drills/kill_flower.py --node
 
 deploy-check:
 	$(INSTALL) server
