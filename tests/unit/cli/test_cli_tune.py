@@ -30,9 +30,9 @@ def test_the_score_is_the_runs_validation_loss(validation):
 def test_no_test_row_is_scored(test, monkeypatch):
     rows, push, kinds = session.server_rows, InMemoryGrid.push_messages, set()
 
-    def watched(config, setup, part):
+    def watched(config, setup, part, *rest):
         assert part != "test"
-        return rows(config, setup, part)
+        return rows(config, setup, part, *rest)
 
     def recorded(grid, messages):
         messages = list(messages)
