@@ -81,6 +81,7 @@ def ours(qubits, device):
         before = time.perf_counter()
         backend = make_backend(config, circuit, Place(Path(folder)))
         built = time.perf_counter() - before
+        backend.expectations(x[:1], weights)  # loads what is compiled
         evaluation = best(lambda: backend.expectations(x, weights))
         gradient, rows = over_rows(lambda n: backend.jacobian(x[:n], weights), 80, few=SLOW_ROWS, enough=60)
         counted = backend.at(Scope(shots=SHOTS))
