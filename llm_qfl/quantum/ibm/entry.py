@@ -68,7 +68,7 @@ class Entry:
         reason: why it ended badly, or why a person must look although it did not.
         metrics: queue_seconds, qpu_seconds, ... as the service told.
         previous: ids of the jobs of earlier attempts.
-        previous_seconds: QPU seconds that these cost.
+        previous_seconds: QPU seconds that these cost, and the most that `others` may.
         cap: most QPU seconds that the job may take, as the service was told; None where there was no limit.
         circuits: before twirling, calibration included.
         shots: of each.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llm_qfl.quantum.ibm.answers import arrays_of, quiet
 from llm_qfl.quantum.ibm.budget import device_width_problem
 from llm_qfl.quantum.ibm.errors import PreflightError
 from llm_qfl.quantum.ibm.options import IbmOptions
-from llm_qfl.quantum.ibm.service import arrays_of, quiet
 from llm_qfl.quantum.ibm.work import Outcome, Step, Work
 from llm_qfl.quantum.isa import IsaCache
 from llm_qfl.quantum.sampled.noise import calibration_key, load_fake_device

@@ -23,6 +23,7 @@ from llm_qfl.quantum.ibm.service import IbmService, open_once
 
 Mode = Literal["job", "batch", "session"]
 _LOG = logging.getLogger(__name__)
+_LOCK = "sessions"
 
 
 class Modes:
@@ -60,7 +61,7 @@ class Modes:
             return device
         path = self._path(device.name, intent)
         if path not in self._open:
-            with self._ledger.lock(path.stem, wait=True):
+            with self._ledger.lock(_LOCK, wait=True):
                 self._open[path] = self._found(path, service) or self._made(path, device, intent, seconds)
         return self._open[path]
 
@@ -68,7 +69,8 @@ class Modes:
         """The service has closed it: the next job opens another."""
         path = self._path(device.name, intent)
         self._open.pop(path, None)
-        self._ended(path)
+        with self._ledger.lock(_LOCK, wait=True):
+            self._ended(path)
 
     def close(self, connect: Callable[[], IbmService]) -> None:
         """Close what is open for whom this process works; jobs in it run to their end.
@@ -77,10 +79,11 @@ class Modes:
             connect: called only if there is something to close.
         """
         for owner in sorted(self._owners if self._mode != "job" else ()):
-            for path in sorted(self._ledger.folder.glob(f"{self._mode}-*-{owner}.open")):
-                if (note := _read(path))["id"] is not None:
-                    connect().close_session(note["id"], note["instance"])
-                self._ended(path)
+            with self._ledger.lock(_LOCK, wait=True):
+                for path in sorted(self._ledger.folder.glob(f"{self._mode}-*-{owner}.open")):
+                    if (note := _read(path))["id"] is not None:
+                        connect().close_session(note["id"], note["instance"])
+                    self._ended(path)
         self._open.clear()
         self.settle(connect)
 
@@ -90,22 +93,33 @@ class Modes:
         Args:
             connect: called only if there are any.
         """
-        for path in sorted([*self._ledger.folder.glob("session-*.open"), *self._ledger.folder.glob("session-*.ended")]):
-            note = _read(path)
-            if note["id"] is None:
-                continue
-            try:
-                usage = connect().session_usage(note["id"], note["instance"])
-            except ServiceUnavailableError as error:
-                _LOG.warning("session %s: what it costs beside its jobs is not known now: %s", note["id"], error)
-                continue
-            if usage is None:
-                _LOG.warning("session %s: the service does not tell what it cost beside its jobs; look it up in the "
-                             "account, the budgets do not know it", note["id"])  # fmt: skip
-            else:
-                self._book(note, usage.seconds)
-            if path.suffix == ".ended" and (usage is None or usage.final):
-                path.unlink(missing_ok=True)
+        if not self._sessions():
+            return
+        with self._ledger.lock(_LOCK, wait=True):
+            for path in self._sessions():
+                if (note := _read(path))["id"] is not None:
+                    self._ask(path, note, connect)
+
+    def _sessions(self) -> list[Path]:
+        folder = self._ledger.folder
+        return sorted([*folder.glob("session-*.open"), *folder.glob("session-*.ended")])
+
+    def _ask(self, path: Path, note: dict[str, Any], connect: Callable[[], IbmService]) -> None:
+        try:
+            usage = connect().session_usage(note["id"], note["instance"])
+        except ServiceUnavailableError as error:
+            _LOG.warning("session %s: what it costs beside its jobs is not known now: %s", note["id"], error)
+            return
+        if usage is None:
+            _LOG.warning(
+                "session %s: the service does not tell what it cost beside its jobs; look it up in the account, the "
+                "budgets do not know it",
+                note["id"],
+            )
+        else:
+            self._book(note, usage.seconds)
+        if path.suffix == ".ended" and (usage is None or usage.final):
+            path.unlink()
 
     def _book(self, note: dict[str, Any], seconds: float) -> None:
         step = f"session {note['id']}"

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from qiskit.circuit import QuantumCircuit
 
 from llm_qfl.federation.settings import ledger_folder
@@ -22,23 +21,10 @@ from llm_qfl.quantum.ibm.modes import Modes
 from llm_qfl.quantum.ibm.options import IbmOptions
 from llm_qfl.quantum.ibm.service import BoundJobs, IbmService, submit_once
 from llm_qfl.quantum.ibm.submission import Patience, Submission
-from llm_qfl.quantum.ibm.work import Outcome, Step, Work
+from llm_qfl.quantum.ibm.work import Outcome, Runner, Step, Work
 from llm_qfl.quantum.isa import IsaCache
 
 __all__ = ["IbmRunner", "Outcome", "Runner", "Step", "Work", "make_runner"]
-
-
-class Runner(Protocol):
-    """What a site's backend needs of IBM Quantum."""
-
-    def expectations(self, step: Step, work: Work, *, seed: int = 0) -> Outcome:
-        """(N, K) expectation values."""
-
-    def preflight(self, work: Work | None = None, run: str | None = None, site: str | None = None) -> list[str]:
-        """What would run where and at what cost, in lines; spends nothing."""
-
-    def close(self) -> None:
-        """Close what is open at the service."""
 
 
 def make_runner(
@@ -138,7 +124,7 @@ class IbmRunner:
         except CredentialsError as error:
             error.unfinished = self._has_paid(step)  # a token may be renewed; what was paid for the task is used then
             raise
-        return self._outcome(work, [entry for entry, _ in done], [arrays for _, arrays in done])
+        return Outcome.of(work, self._options, [entry for entry, _ in done], [arrays for _, arrays in done])
 
     def preflight(self, work: Work | None = None, run: str | None = None, site: str | None = None) -> list[str]:
         """Log in, look at the device and add up the cost; spends nothing.
@@ -323,22 +309,6 @@ class IbmRunner:
             for entry in self.ledger.entries()
             if (entry.intent.run, entry.intent.site, entry.intent.round) == (step.run, step.site, step.round)
         )
-
-    def _outcome(self, work: Work, entries: list[Entry], arrays: list[dict[str, Array]]) -> Outcome:
-        row, fixed = self._options.executions(work.observables)
-        queues = [entry.metrics.get("queue_seconds", 0.0) for entry in entries]
-        metrics = {
-            "jobs": float(len(entries)),
-            "pubs": float(len(entries)),
-            "circuits": float(self._options.circuits(work.observables, len(work.points), len(entries))),
-            "shots": float(self._options.shots),
-            "executions": float(len(work.points) * row + fixed * len(entries)),
-            "queue_seconds": max(queues),
-            "qpu_seconds": sum(entry.seconds for entry in entries),
-            "qpu_seconds_estimated": sum(entry.estimate for entry in entries if "qpu_seconds" not in entry.metrics),
-        }
-        values, errors = (np.concatenate([part[name].T for part in arrays]) for name in ("evs", "stds"))
-        return Outcome(values, errors, tuple(str(entry.job_id) for entry in entries), metrics)
 
 
 def _is_new(entry: Entry | None) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
 from llm_qfl.federation.types import Array
+from llm_qfl.quantum.ibm.entry import Entry
 from llm_qfl.quantum.ibm.errors import PreflightError
+from llm_qfl.quantum.ibm.options import IbmOptions
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,43 @@ class Outcome:
     errors: Array
     jobs: tuple[str, ...]
     metrics: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, work: Work, options: IbmOptions, entries: Sequence[Entry], arrays: Sequence[Mapping[str, Array]]
+    ) -> Outcome:
+        """Of the jobs that a piece of work was cut into.
+
+        Args:
+            work: all of it.
+            options: how it was run.
+            entries: of its jobs, in order.
+            arrays: `evs` and `stds` (K, n) of each.
+        """
+        row, fixed = options.executions(work.observables)
+        queues = [entry.metrics.get("queue_seconds", 0.0) for entry in entries]
+        metrics = {
+            "jobs": float(len(entries)),
+            "pubs": float(len(entries)),
+            "circuits": float(options.circuits(work.observables, len(work.points), len(entries))),
+            "shots": float(options.shots),
+            "executions": float(len(work.points) * row + fixed * len(entries)),
+            "queue_seconds": max(queues),
+            "qpu_seconds": sum(entry.seconds for entry in entries),
+            "qpu_seconds_estimated": sum(entry.estimate for entry in entries if "qpu_seconds" not in entry.metrics),
+        }
+        values, errors = (np.concatenate([part[name].T for part in arrays]) for name in ("evs", "stds"))
+        return cls(values, errors, tuple(str(entry.job_id) for entry in entries), metrics)
+
+
+class Runner(Protocol):
+    """What a site's backend needs of IBM Quantum."""
+
+    def expectations(self, step: Step, work: Work, *, seed: int = 0) -> Outcome:
+        """(N, K) expectation values."""
+
+    def preflight(self, work: Work | None = None, run: str | None = None, site: str | None = None) -> list[str]:
+        """What would run where and at what cost, in lines; spends nothing."""
+
+    def close(self) -> None:
+        """Close what is open at the service."""
