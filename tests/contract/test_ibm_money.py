@@ -314,6 +314,17 @@ def test_an_open_session_counts_before_each_job_and_in_the_end(loopback, runner)
     assert one.ledger.spent() == 70.0
 
 
+def test_a_session_is_booked_once_whoever_looks(loopback, runner):
+    one = runner(options={"mode": "session"}, budgets=Budgets(site=100.0))
+    one.expectations(STEP, small_work())
+    session_of(loopback)["elapsed_time"] = 20.0
+    other = runner("ibm:least-busy", budgets=Budgets(site=100.0))
+    other.expectations(replace(STEP, name="train/1"), small_work())
+    one.close()
+    assert one.ledger.spent() == 20.0 + 2.0
+    assert {job.cost for job in loopback.jobs.values()} == {100, 80}
+
+
 def test_a_session_of_which_the_service_tells_nothing_is_said(loopback, runner, caplog):
     one = runner(options={"mode": "session"})
     one.expectations(STEP, small_work())

@@ -32,11 +32,10 @@ class Modes:
     Args:
         mode: of all jobs.
         ledger: of the site; the ids are files in its folder.
-        backend: as configured.
     """
 
-    def __init__(self, mode: Mode, ledger: Ledger, backend: str) -> None:
-        self._mode, self._ledger, self._backend = mode, ledger, backend
+    def __init__(self, mode: Mode, ledger: Ledger) -> None:
+        self._mode, self._ledger = mode, ledger
         self._open: dict[Path, Any] = {}
         self._owners: set[str] = set()
 
@@ -123,7 +122,7 @@ class Modes:
 
     def _book(self, note: dict[str, Any], seconds: float) -> None:
         step = f"session {note['id']}"
-        intent = Intent(note["run"], note["site"], 0, step, "session", "", "", self._backend)
+        intent = Intent(note["run"], note["site"], 0, step, "session", "", "", note["backend"])
         jobs = [entry for entry in self._ledger.entries() if entry.session == note["id"]]
         beside = max(0.0, seconds - sum(entry.held for entry in jobs))
         metrics = {"qpu_seconds": beside}
@@ -150,7 +149,10 @@ class Modes:
         return found
 
     def _made(self, path: Path, device: Any, intent: Intent, seconds: float | None) -> Any:  # noqa: ANN401
-        note = {"id": None, "run": intent.run, "site": intent.site, "device": device.name, "instance": device._instance}
+        note = {
+            "id": None, "run": intent.run, "site": intent.site, "backend": intent.backend, "device": device.name,
+            "instance": device._instance,
+        }  # fmt: skip
         self._ledger.write(path, json.dumps(note).encode())
         try:
             made = open_once(self._mode, device, None if seconds is None else int(seconds))
@@ -181,7 +183,7 @@ def _owner(run: str, site: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         note: dict[str, Any] = json.loads(path.read_bytes())
-        if not {"id", "run", "site", "device", "instance"} <= set(note):
+        if not {"id", "run", "site", "backend", "device", "instance"} <= set(note):
             raise KeyError("fields")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LedgerError(

@@ -87,7 +87,7 @@ class IbmRunner:
         self._options, self._budgets = options or IbmOptions(), budgets or Budgets()
         self._patience, self._limits, self._account = patience or Patience(), limits or Limits(), account
         self._service: IbmService | None = None
-        self._modes = Modes(self._options.mode, self.ledger, backend)
+        self._modes = Modes(self._options.mode, self.ledger)
         self._devices: dict[str, Any] = {}
 
     def connect(self) -> IbmService:

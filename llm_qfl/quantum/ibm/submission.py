@@ -207,6 +207,8 @@ class Submission:
                 away, unknown = False, (now if unknown is None else unknown) if state is None else None
                 if unknown is not None and now - unknown >= self._patience.listing_bound:
                     return None
+                if state is not None and entry.reason is not None:  # it is known again
+                    entry = self._ledger.put(replace(entry, reason=None))
                 if state is not None and state.state != "submitted":
                     return state
                 if now - started >= self._patience.job and state is not None:

@@ -1,6 +1,6 @@
 """Every branch from an intent to one job, with a clock that the tests turn."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -204,6 +204,17 @@ def test_a_job_that_the_service_does_not_know_stays_in_the_ledger_and_may_be_fou
     fake.jobs = jobs
     entry, _ = one.collect(entry)
     assert (entry.state, entry.needs_person, entry.reason) == ("done", False, None)
+
+
+def test_a_job_that_is_known_again_is_not_one_for_a_person(ledger):
+    fake = Fake(["ok"], ends=1e6)
+    one = submission(ledger, fake)
+    entry = one.ensure_job(ledger.put(Entry(INTENT)))
+    entry = ledger.put(replace(entry, reason="the service does not know it"))
+    with pytest.raises(JobWaitError):
+        one.collect(entry)
+    with pytest.raises(LedgerError, match="its state is submitted"):
+        ledger.again(INTENT.key)
 
 
 def test_a_job_that_is_lost_is_run_again_when_a_person_says_so(ledger):
