@@ -28,12 +28,11 @@ def main(grid: Grid, context: Context) -> None:
     from server_app.report import write_report
     from server_app.session import run_session
 
-    output = project_folder() / config.server.output
-    ledger = Ledger.create(output)
+    ledger = Ledger.create(project_folder() / config.server.output)
     display = make_display(config.server.show, sys.stdout)
     book = FolderBook(ledger, display)
     try:
-        finished = run_session(grid, config, book, output / "models")
+        finished = run_session(grid, config, book)
     except Exception as error:
         reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
         rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0

@@ -62,15 +62,17 @@ class Sent:
     asked: list[str] = field(default_factory=list)
 
 
-def open_language(
-    config: RunConfig, run: str, models: Path | None = None, note: Note = lambda text: None
-) -> LanguageSession | None:
+def compressed_models() -> Path:
+    """Where compressed models lie, each in a folder named by its SHA-256: what `language.models-url` offers."""
+    return default_folder() / "models" / "compressed"
+
+
+def open_language(config: RunConfig, run: str, note: Note = lambda text: None) -> LanguageSession | None:
     """Load, cut and write the model; None where the run has none.
 
     Args:
         config: the run config.
         run: the run's id.
-        models: folder of the compressed models; by default below the node's own folder.
         note: is told what takes long.
 
     Raises:
@@ -84,7 +86,7 @@ def open_language(
             f"language.model: {config.language.model!r} needs {', '.join(missing)}, which is not installed; run `make "
             "install`, `pip install 'llm-qfl[language]'`, or set language.model=\"none\""
         )
-    return LanguageSession(config, run, models or default_folder() / "models" / "compressed", note)
+    return LanguageSession(config, run, compressed_models(), note)
 
 
 class LanguageSession:
@@ -458,8 +460,11 @@ class LanguageSession:
     # ---- the end ----------------------------------------------------------------------------------------------
 
     def finish(self, evaluations: Sequence[Evaluation]) -> None:
-        """Score the final adapter on the test rows: the server's along all routes, the sites' along their own."""
-        if self.scores is None:
+        """Score the final adapter on the test rows: the server's along all routes, the sites' along their own.
+
+        Nothing is scored where no site took part.
+        """
+        if self.scores is None or not self.trainers:
             return
         started = time.monotonic()
         if self.scores.parts:

@@ -54,6 +54,13 @@ def round_notes(line: Json) -> list[str]:
         asked = line["plan"]["sites"]
         notes.append(f"{'below quorum' if asked else 'nothing to average'}: the model of the round before is kept")
     notes += _late_notes(line)
+    language: Json = line.get("language") or {}
+    notes += [
+        f"language part of {clean(s)}: {clean(r)}" for s, r in list(language.get("rejected", {}).items())[:MOST_REASONS]
+    ]
+    notes += [
+        f"language part of {clean(s)}: came late, dropped" for s in list(language.get("dropped", []))[:MOST_REASONS]
+    ]
     rejected: Json = line.get("rejected") or {}
     for site, reason in sorted(rejected.items())[:MOST_REASONS]:
         notes.append(f"rejected {clean(site)}: {clean(reason)}")
@@ -100,6 +107,7 @@ def result_lines(summary: Json) -> list[str]:
     tested = summary.get("test_rows")
     if tested:
         lines.append(f"{tested:,} test rows ({clean(str(summary.get('test_source')))}); losses in nats")
+    lines += language_lines(summary.get("language") or {})
     if summary.get("evaluations") is not None:
         lines.append(
             f"{summary['evaluations']:,} evaluations, {summary['circuits']:,} circuits, "
@@ -112,6 +120,41 @@ def result_lines(summary: Json) -> list[str]:
             f"{summary['jobs']:,} jobs on IBM Quantum: {summary['qpu_seconds']:.1f} s on QPUs, "
             f"{summary['queue_seconds']:.0f} s in queues"
         )
+    return lines
+
+
+ROUTES = (
+    ("zero-shot", "calibrated", "zero-shot *"),
+    ("compressed-zero-shot", "calibrated", "compressed zero-shot *"),
+    ("adap-emu", "plain", "adapter, compressed"),
+    ("adap-fu", "plain", "adapter, full model"),
+)
+
+
+def language_lines(language: Json) -> list[str]:
+    """The language model's scores along its routes; nothing where a run has none."""
+    if not language:
+        return []
+    test: Json = language.get("test") or {}
+    name = clean(str(language.get("model")))
+    if not test:
+        return [f"language model {name}: not scored"]
+    rows = [(label, (test.get(kind) or {}).get(how) or {}) for kind, how, label in ROUTES]
+    if not any(found for label, found in rows if label.endswith("*")):  # no prior is known: as the model answers
+        rows = [(label.removesuffix(" *"), (test.get(kind) or {}).get("plain") or {}) for kind, _, label in ROUTES]
+    lines = ["", f"{'language model':<24}{'accuracy':>10}{'balanced':>10}{'loss':>10}   {name}"]
+    for label, found in rows:
+        cells = (number(found.get(key)) for key in ("accuracy", "balanced_accuracy", "loss"))
+        lines.append(f"{label:<24}" + "".join(f"{cell:>10}" for cell in cells))
+    if any(label.endswith("*") for label, _ in rows):
+        lines.append("* what it says whatever the text, measured on public text, is divided out")
+    lines.append(
+        f"adapter: {language['rounds']} rounds at {language['sites']} sites, {size(language['bytes_up'])} up, "
+        f"{size(language['bytes_down'])} down, {size(language.get('client_peak_bytes'))} of memory at most at a site"
+    )
+    lines += [
+        f"without it {clean(site)}: {clean(why)}" for site, why in list(language["left_out"].items())[:MOST_REASONS]
+    ]
     return lines
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from flwr.serverapp import Grid
@@ -95,14 +94,13 @@ class Finished:
     server_spent: Spent = NOTHING
 
 
-def run_session(grid: Grid, config: RunConfig, book: Book, models: Path | None = None) -> Finished:
+def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
     """The whole run over a Flower grid.
 
     Args:
         grid: the nodes.
         config: the run config.
         book: who is told.
-        models: folder of the compressed language models, from where sites fetch them.
 
     Raises:
         ConfigError, DataError, CircuitError, LanguageError, FederationError: before the first round, with what to do.
@@ -110,7 +108,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book, models: Path | None =
     started = time.monotonic()
     preflight(config)  # before a model is loaded
     bounded = BoundedGrid(grid)
-    language = open_language(config, book.run_id, models, book.note)
+    language = open_language(config, book.run_id, book.note)
     opened = open_session(bounded, config, language)
     book.begin(opened)
     rounds: list[RoundSummary] = []

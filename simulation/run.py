@@ -88,7 +88,7 @@ def run_federation(
     ledger = Ledger.create(output)
     display = make_display(show)
     book = FolderBook(ledger, display)
-    finished = run_session(grid, config, book, output / "models")
+    finished = run_session(grid, config, book)
     summary = book.finish(finished)
     write_report(ledger.folder)
     display.finish(summary, ledger.folder)

@@ -129,8 +129,8 @@ class LanguageConfig(Section):
     quantization: Literal["none", "nf4"] = "none"
     """Sites load the frozen model in 4 bits (bitsandbytes)."""
     models_url: str = "none"
-    """Address under which a web server offers the folder `models` in `server.output`, for sites on other machines; by
-    default sites are given the path."""
+    """Address under which a web server offers the server's folder of compressed models (`models/compressed` in
+    `$FLWR_HOME/llm-qfl` or `~/.cache/llm-qfl`), for sites on other machines; by default sites are given the path."""
 
     @model_validator(mode="after")
     def _preset_agrees(self) -> LanguageConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,11 +143,12 @@ def load_model(folder: Path, *, quantization: str = "none") -> PreTrainedModel:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Loading takes a tenth of a second and the terminal belongs to the run."""
+    """The terminal belongs to the run; bars that transformers does not switch off go to standard error."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -240,8 +242,8 @@ def _embedded_folder(cache: Path) -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise LanguageError(f"language.model: {EMBEDDED} is converted once with the package gguf; install it")
     need_room(target, 600 << 20, EMBEDDED)
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     with _no_progress_bar():
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # save_pretrained refuses a model that counts as quantised: the same weights in a fresh one
     config = loaded.config.__class__.from_dict(
@@ -252,8 +254,9 @@ def _embedded_folder(cache: Path) -> Path:
     fresh.load_state_dict(loaded.state_dict(), strict=True)
 
     def write(folder: Path) -> None:
-        fresh.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with _no_progress_bar():
+            fresh.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
     write_folder(target, write, size=600 << 20, what=EMBEDDED)
     return target
