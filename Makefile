@@ -60,7 +60,7 @@ drills:
 	$(BIN)/python tests/drills/kill_flower.py --node
 
 deploy-check:
-	$(INSTALL) server
+	$(INSTALL) server language
 	@$(BIN)/python -m llm_qfl.cli.deploy_check
 
 clean:

@@ -40,7 +40,16 @@ CONFIG: Mapping[str, Scalar] = {
     "server.deadline": 120.0,
     "training.steps": 4,
     "data.test": "federated",
+    # A random language model of six layers: the sites fetch it, keep its emulator on their disks, train its adapter.
+    "language.model": "tiny-6",
+    "language.adapter-layers": 2,
+    "language.every": 1,
+    "language.steps": 3,
+    "language.align-first": 3,
+    "language.public-rows": 32,
+    "language.dtype": "float32",
 }
+CLOSE = 1e-4  # adapters: torch's sums depend on how many threads a process has
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,11 +177,31 @@ def compare(folder: Path, theta: np.ndarray, other: Path | None) -> None:
         came = sorted(client["site"] for client in line["clients"])
         if came != sorted(SITES):
             raise FederationError(f"round {line['round']}: expected replies of {SITES}, got {came}")
+        language = line.get("language") or {}
+        trained = sorted(answer["site"] for answer in language.get("answers", []))
+        if trained != sorted(SITES):
+            raise FederationError(f"round {line['round']}: adapters of {trained} alone, {language.get('rejected')}")
     with np.load(folder / "model" / "weights.npz", allow_pickle=False) as arrays:
         found = arrays["theta"]
     if found.shape != theta.shape or not np.array_equal(found, theta):
         worst = np.abs(found - theta).max() if found.shape == theta.shape else float("nan")
         raise FederationError(f"the weights of {folder} and of {other} in memory differ by up to {worst:.3g}")
+    if other is not None:
+        compare_adapters(folder, other)
+
+
+def compare_adapters(folder: Path, other: Path) -> None:
+    """Are the adapters of both runs the same, to rounding?
+
+    Raises:
+        FederationError: no.
+    """
+    from llm_qfl.language.export import read_adapter
+
+    found, expected = (read_adapter(run / "adapter").arrays for run in (folder, other))
+    worst = max(float(np.abs(found[key] - value).max()) for key, value in expected.items())
+    if found.keys() != expected.keys() or not worst < CLOSE:
+        raise FederationError(f"the adapters of {folder} and of {other} in memory differ by up to {worst:.3g}")
 
 
 def check_contract(project: Path, folder: Path) -> None:
@@ -184,7 +213,9 @@ def check_contract(project: Path, folder: Path) -> None:
     checker = project.parent / "shared" / "tools" / "check_run.py"
     if not checker.is_file():
         return
-    done = subprocess.run([sys.executable, checker, folder], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, checker, folder, "--language"], capture_output=True, text=True, timeout=120, check=False
+    )
     if done.returncode:
         raise FederationError(f"{folder} does not keep the contract: {done.stdout}{done.stderr}")
 

@@ -48,6 +48,7 @@ HOLD, QUEUE = 1.0, 3.0  # seconds; until the kills are done
 LIMIT = 200.0  # seconds for the kills
 CONFIG = {
     "server.rounds": 2,
+    "language.model": "none",
     "server.deadline": 200.0,
     "data.test": "federated",
     "quantum.layers": 1,

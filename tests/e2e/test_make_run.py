@@ -14,6 +14,7 @@ import pytest
 from simulation.run import run_federation
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+TWO_ROUNDS = 'server.rounds=2 language.model="none"'
 
 
 def launch(checkout, environment, *arguments):
@@ -29,7 +30,7 @@ def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(
 ):
     home = tmp_path / "home"
     home.mkdir()
-    run = launch(checkout, {**clean_environment, "HOME": str(home)}, "--sites", "3", "--config", "server.rounds=2")
+    run = launch(checkout, {**clean_environment, "HOME": str(home)}, "--sites", "3", "--config", TWO_ROUNDS)
     out, err = run.communicate(timeout=280)
     assert run.returncode == 0, out + err
     folder = Path(out.strip().splitlines()[-1])
@@ -39,7 +40,7 @@ def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(
     assert (summary["status"], summary["clients"], summary["rounds"]) == ("finished", 3, 2)
     assert not (home / ".flwr").exists()
     assert "INFO" not in out
-    in_memory = run_federation({"server.rounds": 2}, sites=3)
+    in_memory = run_federation({"server.rounds": 2, "language.model": "none"}, sites=3)
     with np.load(folder / "model" / "weights.npz") as arrays:
         np.testing.assert_array_equal(arrays["theta"], in_memory.theta)  # Flower's simulation, bit for bit
 
@@ -63,7 +64,7 @@ def test_a_wrong_configuration_is_refused_before_anything_starts(checkout, clean
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_every_process_of_the_run(checkout, clean_environment, number):
-    run = launch(checkout, clean_environment, "--config", "server.rounds=2000")
+    run = launch(checkout, clean_environment, "--config", 'server.rounds=2000 language.model="none"')
     me = psutil.Process(run.pid)
     end = time.monotonic() + 150
     while not any("raylet" in p.name() for p in me.children(recursive=True)):

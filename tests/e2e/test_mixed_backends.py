@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 BACKENDS = {"alpha": "exact", "beta": "aer-FakeManilaV2", "gamma": "ibm:loop_manila"}
 CONFIG = {
     "server.sites": 3,
+    "language.model": "none",
     "server.rounds": 2,
     "server.deadline": 240.0,
     "data.test": "federated",
