@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROWS, BATCH, TOKENS = 64, 16, 48
+PADDED, PADDING = "plain, pruned model, more padding", 7
 RATE, EPS, DECAY, BETAS_ADAM, CLIP = 2e-3, 0.01, 0.01, (0.9, 0.95), 1.0
 
 
@@ -107,7 +108,9 @@ def run_ours(given: Mapping[str, Any], epochs: int, beta: float) -> tuple[dict[s
     return client.adapter.arrays(), seconds, update.size
 
 
-def run_plain(given: Mapping[str, Any], epochs: int, *, full: bool) -> tuple[dict[str, Any], Times, int]:
+def run_plain(
+    given: Mapping[str, Any], epochs: int, *, full: bool, padding: int = 0
+) -> tuple[dict[str, Any], Times, int]:
     """The same round with PEFT and a loop: a padded batch through the whole model, loss on the answers."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -137,7 +140,7 @@ def run_plain(given: Mapping[str, Any], epochs: int, *, full: bool) -> tuple[dic
     tuned = _load(peft, sent, plan, count)
     rows = make_rows(int(model.config.vocab_size))
     started = now()
-    _loop(peft, tuned, rows, epochs)
+    _loop(peft, tuned, rows, epochs, padding)
     seconds = since(started)
     arrays = {key: value.detach().numpy().copy() for key, value in tuned.items()}
     return arrays, seconds, sum(value.nbytes for value in arrays.values())
@@ -163,7 +166,7 @@ def _load(peft: Any, sent: Mapping[str, Any], plan: Any, count: int) -> dict[str
     return tuned
 
 
-def _loop(model: Any, tuned: Mapping[str, Any], rows: Any, epochs: int) -> None:
+def _loop(model: Any, tuned: Mapping[str, Any], rows: Any, epochs: int, padding: int) -> None:
     """The steps; the proximal term in its plain form, two weight-sized products a module."""
     import numpy as np
     import torch
@@ -178,7 +181,8 @@ def _loop(model: Any, tuned: Mapping[str, Any], rows: Any, epochs: int) -> None:
     for chosen in draw_batches(len(rows), BATCH, steps, np.random.Generator(np.random.PCG64(3))):
         batch = collate(rows, chosen)
         optimizer.zero_grad(set_to_none=True)
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False).logits
+        ids, mask = (functional.pad(part, (0, padding)) for part in (batch.ids, batch.mask.long()))
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         functional.cross_entropy(logits[batch.where[0], batch.where[1]].float(), batch.target).backward()
         distance = torch.zeros(())
         for key in [name[:-2] for name in tuned if name.endswith("/A")]:
@@ -206,6 +210,8 @@ def one(arm: str, given: Mapping[str, Any], epochs: int, beta: float, threads: i
     if arm == "ours":
         arrays, seconds, up = run_ours(given, epochs, beta)
     else:
-        arrays, seconds, up = run_plain(given, epochs, full=arm == "plain, full model")
+        arrays, seconds, up = run_plain(
+            given, epochs, full=arm == "plain, full model", padding=PADDING if arm == PADDED else 0
+        )
     np.savez(given["out"], **{key.replace("/", "|"): value for key, value in arrays.items()})
     return {"peak": peak_bytes(), "seconds": seconds[0], "processor": seconds[1], "up": up}
