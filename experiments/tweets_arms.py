@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ROUNDS, STEPS = 5, 12
@@ -23,6 +23,7 @@ class Arm:
         public: text that the server aligns on.
         labels: are labels of the public texts used?
         calibrate: also score the full model after the label-free calibration on the server.
+        once: run at seed 0 alone, unless it is asked for by name.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Arm:
     public: Literal["related", "unrelated", "none"] = "none"
     labels: bool = False
     calibrate: bool = False
+    once: bool = False
 
 
 def _biot(name: str, public: Literal["related", "unrelated", "none"] = "related", **config: Any) -> Arm:
@@ -39,6 +41,10 @@ def _biot(name: str, public: Literal["related", "unrelated", "none"] = "related"
         config = {"align_first": 0, "align_every": 0, **config}
     presets = config.get("preset", "none") != "none"
     return Arm(name, config={**ALIGN, **config}, public=public, calibrate=public != "none" and not presets)
+
+
+def _once(*arms: Arm) -> tuple[Arm, ...]:
+    return tuple(replace(arm, once=True) for arm in arms)
 
 
 TAIL = Arm("fedlora-tail", config={"method": "fedlora-tail"})
@@ -65,23 +71,25 @@ _REST = (
     _biot("released .2 related", beta=0.2, preset="released", align_every=1),
 )
 # Towards 90 % at beta .2 and 75 % at .5.
-_GOAL = (
+_GOAL = _once(
     _biot("fedbiot .2 related, lambda 2, every round", beta=0.2, kl_weight=2.0, **_KL),
     _biot("fedbiot .5 related, 250 steps, lambda 2, every round", beta=0.5, kl_weight=2.0, align_first=250, **_KL),
     _biot("fedot .2 related, 300 steps, emulator rank 64", method="fedot", align_first=300, emulator_rank=64),
     _biot("fedot .5 related, 500 steps, emulator rank 64", beta=0.5, method="fedot", align_first=500, emulator_rank=64),
 )
 # What is varied is varied where alignment is done once, so that every line shares it.
-_ABLATIONS = tuple(
-    _biot(f"fedot .2 related, {text}", beta=0.2, method="fedot", **config)
-    for text, config in (
-        ("eps 0", {"eps": 0.0}),
-        ("eps .1", {"eps": 0.1}),
-        ("eps 1", {"eps": 1.0}),
-        ("25 steps", {"align_first": 25}),
-        ("250 steps", {"align_first": 250}),
-        ("lambda .1", {"kl_weight": 0.1}),
-        ("lambda 1", {"kl_weight": 1.0}),
+_ABLATIONS = _once(
+    *(
+        _biot(f"fedot .2 related, {text}", beta=0.2, method="fedot", **config)
+        for text, config in (
+            ("eps 0", {"eps": 0.0}),
+            ("eps .1", {"eps": 0.1}),
+            ("eps 1", {"eps": 1.0}),
+            ("25 steps", {"align_first": 25}),
+            ("250 steps", {"align_first": 250}),
+            ("lambda .1", {"kl_weight": 0.1}),
+            ("lambda 1", {"kl_weight": 1.0}),
+        )
     )
 )
 _ALL = Arm("fedlora-all", config={"method": "fedlora-all"})
@@ -122,6 +130,10 @@ def order(seeds: int, tables: tuple[str, ...], arms: set[str] | None) -> list[tu
         tables: which.
         arms: their names, or None for all.
     """
-    early = [(table, arm, seed) for seed in range(seeds) for table in tables for arm in TABLES[table][:EARLY]]
-    rest = [(table, arm, seed) for seed in range(seeds) for table in tables for arm in TABLES[table][EARLY:]]
-    return [job for job in early + rest if arms is None or job[1].name in arms]
+    jobs = []
+    for part in (slice(0, EARLY), slice(EARLY, None)):
+        for seed in range(seeds):
+            for table in tables:
+                asked = [arm for arm in TABLES[table][part] if arms is None or arm.name in arms]
+                jobs += [(table, arm, seed) for arm in asked if seed == 0 or arms is not None or not arm.once]
+    return jobs
