@@ -50,15 +50,20 @@ TINY = {
     "language.max-tokens": 60,
     "language.label-words": "letters",
     "language.dtype": "float32",
-    "data.classes": "malignant,benign",
-    "data.test-fraction": 0.05,
+    "data.test-fraction": 0.15,
     "data.partitioner": "iid",
 }
 
 
 @pytest.fixture(autouse=True)
 def _small_and_apart(tmp_path, monkeypatch):
-    """One torch thread (two that wait for a busy core are slow), and no folder outside the test's."""
+    """Few rows, one torch thread (two that wait for a busy core are slow), and no folder outside the test's."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    values = rng.normal(size=(80, 3)) + labels[:, None]
+    lines = [",".join([*(f"{v:.4f}" for v in row), "AB"[y]]) for row, y in zip(values, labels, strict=True)]
+    (tmp_path / "rows.csv").write_text("\n".join(["width,height,depth,label", *lines]) + "\n")
+    monkeypatch.setitem(TINY, "data.source", f"csv:{tmp_path / 'rows.csv'}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
@@ -399,8 +404,7 @@ TEXTS = [f"{'good fine lovely' if n % 2 else 'bad sad awful'} film number {n}" f
 def reviews(tmp_path):
     path = tmp_path / "reviews.csv"
     path.write_text("text,label\n" + "".join(f"{text},{'up' if n % 2 else 'down'}\n" for n, text in enumerate(TEXTS)))
-    return {"data.source": f"csv:{path}", "data.classes": "all", "language.label-words": "classes",
-            "data.test-fraction": 0.2}  # fmt: skip
+    return {"data.source": f"csv:{path}", "language.label-words": "classes", "data.test-fraction": 0.2}
 
 
 def test_hidden_states_are_the_rows_numbers(tmp_path, reviews):
