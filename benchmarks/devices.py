@@ -1,9 +1,9 @@
 """`python -m benchmarks.devices`: circuits with shots, ideal and noisy, beside qiskit-machine-learning on the same Aer.
 
 An *evaluation* is a loss at one point over all rows, a *gradient* the loss's gradient over them; 1,024 shots a circuit.
-Each line is measured in a process of its own, on two threads. Where 80 rows would take
-a minute, it is a line through two smaller numbers of rows, or one row times 80; where one row's gradient would, it is the
-evaluation times its circuits; the last column says it.
+Each line is measured in a process of its own, on two threads. Where 80 rows would take a minute, it is a line through
+two smaller numbers of rows, or one row times 80; where one row's gradient would, it is the evaluation times its
+circuits; the last column says it.
 qiskit-machine-learning's networks get the device's whole noise model, as `SamplerV2.from_backend(device)` gives it,
 and their circuit transpiled beforehand, as its documentation asks. *Jobs* and *PUBs* of ours are what a device gets for
 the gradient (the contract tests count them at the loopback service); of the peers, calls of the primitive.

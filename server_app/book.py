@@ -141,6 +141,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "shots": sum(one.shots for one in paid),
         "jobs": sum(one.jobs for one in paid),
         "qpu_seconds": float(sum(one.qpu_seconds for one in paid)),
+        "qpu_seconds_estimated": float(sum(one.qpu_seconds_estimated for one in paid)),
         "queue_seconds": float(sum(one.queue_seconds for one in paid)),
         "scoring": _scoring_json(finished),
         "bytes_up": finished.bytes_up,
@@ -158,7 +159,7 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
     """The summary of a run that did not reach its end: what is not known is null."""
     unknown = (
         "num_classes test_accuracy test_balanced_accuracy test_loss validation_loss evaluations circuits shots "
-        "jobs qpu_seconds queue_seconds bytes_up bytes_down seconds policy language clients"
+        "jobs qpu_seconds qpu_seconds_estimated queue_seconds bytes_up bytes_down seconds policy language clients"
     )
     return {
         "run_id": run_id,
@@ -200,7 +201,7 @@ def _scoring_json(finished: Finished) -> list[Json]:
     """What scoring cost, apart from the rounds' reports: the sites' last exchange, and the server's own rows."""
     done = [(one.site, one.backend, one.spent) for one in finished.scoring]
     done.append((SERVER, finished.opened.config.quantum.scoring.backend, finished.server_spent))
-    keys = ("shots", "jobs", "qpu_seconds", "queue_seconds")
+    keys = ("shots", "jobs", "qpu_seconds", "qpu_seconds_estimated", "queue_seconds")
     return [
         {"site": site, "backend": backend, **{key: getattr(spent, key) for key in keys}}
         for site, backend, spent in done

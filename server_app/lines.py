@@ -117,7 +117,13 @@ def result_lines(summary: Json) -> list[str]:
         lines.append(f"{summary['shots']:,} shots")
     if summary.get("jobs"):
         lines.append(
-            f"{summary['jobs']:,} jobs on IBM Quantum: {summary['qpu_seconds']:.1f} s on QPUs, "
+            f"{summary['jobs']:,} jobs on IBM Quantum: {summary['qpu_seconds']:.1f} s on QPUs"
+            + (
+                f" ({summary['qpu_seconds_estimated']:.1f} s of it estimated)"
+                if summary["qpu_seconds_estimated"]
+                else ""
+            )
+            + ", "
             f"{summary['queue_seconds']:.0f} s in queues"
         )
     return lines

@@ -92,6 +92,8 @@ class Spent:
     qpu_seconds: float = 0.0
     queue_seconds: float = 0.0
     """Seconds that the site's jobs waited for a QPU."""
+    qpu_seconds_estimated: float = 0.0
+    """Of the QPU seconds: estimates, where the service has not told its own."""
     jobs: int = 0
     """Jobs on IBM Quantum."""
     validation_circuits: int = 0

@@ -11,7 +11,7 @@ from llm_qfl.federation.seeding import SERVER
 from server_app.report.markup import Child, count, duration, plural, table, tag
 from server_app.report.run import Json, Run
 
-COSTS = ("shots", "jobs", "qpu_seconds", "queue_seconds")
+COSTS = ("shots", "jobs", "qpu_seconds", "qpu_seconds_estimated", "queue_seconds")
 
 
 def backends(run: Run, most: int) -> Markup | None:
@@ -39,6 +39,8 @@ def backends(run: Run, most: int) -> Markup | None:
     if _total(sums, "jobs"):
         words.append(f"{plural(int(_total(sums, 'jobs')), 'job')} on IBM Quantum")
         words.append(f"{duration(_total(sums, 'qpu_seconds'))} on QPUs")
+        if guessed := _total(sums, "qpu_seconds_estimated"):
+            words.append(f"{duration(guessed)} of it estimated, for the service has not told its own sum")
         words.append(f"{duration(_total(sums, 'queue_seconds'))} in queues")
     heads = ["Site", "Backend", "Shots", "Jobs", "QPU time", "Queue time"]
     caption = "Late replies included, and scoring outside the rounds' replies; queue times are added up"

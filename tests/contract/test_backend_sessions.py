@@ -44,9 +44,13 @@ def test_the_end_of_a_task_closes_what_it_opened(loopback, tmp_path, mode):
 
 
 def test_a_task_that_failed_leaves_no_session_open(loopback, tmp_path):
-    with pytest.raises(ZeroDivisionError), closing(model(tmp_path, "session")) as qnn:
-        score(qnn)
-        raise ZeroDivisionError
+    def fails():
+        with closing(model(tmp_path, "session")) as qnn:
+            score(qnn)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     (session,) = loopback.sessions.values()
     assert not session["accepting_jobs"]
 

@@ -176,16 +176,16 @@ def read_float(record: ConfigRecord | MetricRecord, key: str) -> float:
     return float(value)
 
 
-_SECONDS = ("qpu_seconds", "queue_seconds")
+_SECONDS = ("qpu_seconds", "queue_seconds", "qpu_seconds_estimated")
 
 
 def read_spent(metrics: MetricRecord) -> Spent:
     """What the site's work cost."""
     counts = {name: read_int(metrics, kebab(name)) for name in Spent.__dataclass_fields__ if name not in _SECONDS}
-    seconds = {name: read_float(metrics, kebab(name)) for name in _SECONDS}
-    if negative := [f"{kebab(name)}: {value}" for name, value in seconds.items() if value < 0]:
+    qpu, queue, estimated = seconds = [read_float(metrics, kebab(name)) for name in _SECONDS]
+    if negative := [f"{kebab(n)}: {value}" for n, value in zip(_SECONDS, seconds, strict=True) if value < 0]:
         raise RecordError(f"expected no negative number, got {', '.join(negative)}")
-    return Spent(qpu_seconds=seconds["qpu_seconds"], queue_seconds=seconds["queue_seconds"], **counts)
+    return Spent(qpu_seconds=qpu, queue_seconds=queue, qpu_seconds_estimated=estimated, **counts)
 
 
 def read_counts(metrics: MetricRecord, key: str, length: int) -> Labels:

@@ -49,6 +49,7 @@ class IbmPointRunner:
             jobs=int(metrics["jobs"]),
             qpu_seconds=metrics.get("qpu_seconds", 0.0),
             queue_seconds=metrics.get("queue_seconds", 0.0),
+            qpu_seconds_estimated=metrics.get("qpu_seconds_estimated", 0.0),
         )
         return Drawn(outcome.values, spent)
 

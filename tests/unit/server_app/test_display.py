@@ -144,7 +144,7 @@ def test_the_closing_round_is_named():
 def test_what_hardware_cost_is_said_where_there_was_any():
     known = {"baselines": {}, "evaluations": 1, "circuits": 2, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0}
     assert not any("shots" in line or "jobs" in line for line in result_lines({**known, "shots": 0}))
-    spent = {"shots": 20480, "jobs": 12, "qpu_seconds": 31.26, "queue_seconds": 5400.4}
+    spent = {"shots": 20480, "jobs": 12, "qpu_seconds": 31.26, "qpu_seconds_estimated": 0.0, "queue_seconds": 5400.4}
     assert result_lines({**known, **spent})[-2:] == [
         "20,480 shots",
         "12 jobs on IBM Quantum: 31.3 s on QPUs, 5400 s in queues",
