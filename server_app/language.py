@@ -8,32 +8,30 @@ apart from the QNN's part, so one may count without the other.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.encodings import number_names
 from llm_qfl.federation.data.sums import FeatureSums
 from llm_qfl.federation.data.text import TextPlan
 from llm_qfl.federation.errors import LanguageError
-from llm_qfl.federation.records import Census, Evaluation, LanguageTask, ModelOffer
+from llm_qfl.federation.records import Census, Evaluation, ModelOffer
 from llm_qfl.federation.settings import default_folder, project_folder
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import Array, ClientReport, LanguageAnswer, LanguageRound, Scores
+from llm_qfl.federation.types import Array
 from server_app.evaluation import pool
+from server_app.language_rounds import AdapterRounds
 from server_app.language_scores import LanguageScores, RouteScores, server_texts
 
 if TYPE_CHECKING:
     from llm_qfl.language.batches import TokenRows
-    from llm_qfl.language.server import Broadcast, ServerLanguage
+    from llm_qfl.language.server import ServerLanguage
     from llm_qfl.language.task import TaskView
 
 NEEDED = ("torch", "transformers", "peft", "safetensors")
@@ -51,15 +49,6 @@ class Timing:
     align: float = 0.0
     score: float = 0.0
     calibrate: float = 0.0
-
-
-@dataclass
-class Sent:
-    """One open round that trains the adapter."""
-
-    index: int
-    broadcast: Broadcast
-    asked: list[str] = field(default_factory=list)
 
 
 def compressed_models() -> Path:
@@ -141,12 +130,7 @@ class LanguageSession:
         self.left_out: dict[str, str] = {}
         self.trainers: tuple[str, ...] = ()
         self.scores: LanguageScores | None = None
-        self._open: dict[int, Sent] = {}
-        self._holds: set[tuple[str, str]] = set()  # (site, digest of the emulator that it holds)
-        self._own: dict[str, dict[str, np.ndarray[Any, Any]]] = {}  # the sites' adapters, where nothing is averaged
-        self.bytes_up = self.bytes_down = 0
-        self._down_before = 0
-        self.client_peak: int | None = None
+        self.exchange = AdapterRounds(self)
         self.final: dict[str, RouteScores] = {}
         self.final_validation: dict[str, RouteScores] = {}
         if self.makes_features:
@@ -247,7 +231,7 @@ class LanguageSession:
         self.sites = tuple(sorted(set(answers) - set(self.left_out)))
         self.trainers = self.sites[:1] if self._language.one_site else self.sites
         if self.makes_features:  # a site whose rows the server has given numbers for holds the emulator
-            self._holds |= {(site, self.server.broadcast(emulator=False).emulator_digest) for site in self.sites}
+            self.exchange.hold(self.sites, self.server.broadcast(emulator=False).emulator_digest)
         view = self.view = TaskView.of(setup.text, self._language, self.server.base.tokenizer)
         if not self._texts:
             self._texts = self._public_texts(setup.text)
@@ -269,177 +253,7 @@ class LanguageSession:
                 default_folder() / "features",
             )
 
-    # ---- a round ----------------------------------------------------------------------------------------------
-
-    def open_round(self, server_round: int) -> None:
-        """A round begins; tasks of earlier rounds that are sent again go without the model."""
-        self._down_before = self.bytes_down
-        self._open.clear()
-        if server_round in self.rounds and self.trainers:
-            index = self.rounds.index(server_round)
-            self._open[server_round] = Sent(index, self.server.broadcast(emulator=True))
-
-    def task(self, site: str, server_round: int, *, final: bool = False) -> LanguageTask | None:
-        """What a site is sent of the model with its task.
-
-        Args:
-            site: the site.
-            server_round: round of the task.
-            final: the task asks for the scores of the final model.
-        """
-        if site not in self.sites:
-            return None
-        opened = None if final else self._open.get(server_round)
-        train = opened is not None and site in self.trainers
-        if not (train or final or self.makes_features):
-            return None
-        sent = opened.broadcast if opened is not None else self.server.broadcast(emulator=True)
-        holds = (site, sent.emulator_digest) in self._holds or not sent.emulator_digest
-        arrays = {k: v for k, v in sent.arrays.items() if not (holds and k.startswith("emulator/"))}
-        if opened is not None and train:
-            opened.asked.append(site)
-        steps = self._language.steps
-        return LanguageTask(
-            self.source,
-            self.exported.sha256,
-            self.libraries,
-            arrays if train or final or not holds else {},
-            sent.adapter_digest,
-            sent.emulator_digest,
-            sent.first_digest,
-            train=train,
-            score=final,
-            offset=opened.index * steps if opened is not None else 0,
-            total=len(self.rounds) * steps,
-        )
-
-    def was_sent(self, size: int) -> None:
-        """Count the bytes of a language part that went down."""
-        self.bytes_down += size
-
-    def lost(self, site: str) -> None:
-        """A site gave no answer, or none that counts: it is sent the emulator again."""
-        self._holds = {pair for pair in self._holds if pair[0] != site}
-
-    def close_round(
-        self, server_round: int, reports: Sequence[ClientReport], late: Sequence[ClientReport]
-    ) -> LanguageRound | None:
-        """Average what counts, align again where it is time, score where there are rows.
-
-        Args:
-            server_round: the round.
-            reports: accepted replies in time, sorted by site.
-            late: accepted replies to earlier rounds; their language part is dropped.
-
-        Returns:
-            None where nothing was trained and nothing dropped.
-        """
-        dropped = tuple(report.site for report in late if report.language is not None or report.language_problem)
-        up = sum(r.language.bytes_up for r in (*reports, *late) if r.language is not None)
-        self.bytes_up += up
-        opened = self._open.get(server_round)
-        if opened is None and not dropped:
-            return None
-        asked = opened.asked if opened is not None else []
-        answers, arrays, rejected = self._accepted(opened, reports)
-        enough = bool(answers) and len(answers) >= math.ceil(self.config.server.quorum * len(asked))
-        if enough and opened is not None:
-            self._average(opened.broadcast, answers, arrays, reports)
-        for site in set(asked) - set(answers):
-            self.lost(site)
-        validation, full = self._validation(server_round, answers, enough=enough)
-        seconds, loss = self._after(server_round) if opened is not None else (None, None)
-        sent = opened.broadcast if opened is not None else None
-        return LanguageRound(
-            sites=tuple(sorted(asked)),
-            answers=answers,
-            rejected=rejected,
-            dropped=dropped,
-            aggregated=enough,
-            validation=validation,
-            full_validation=full,
-            adapter_digest=sent.adapter_digest if sent is not None else "",
-            emulator_digest=sent.emulator_digest if sent is not None else "",
-            bytes_up=up,
-            bytes_down=self.bytes_down - self._down_before,
-            align_seconds=seconds,
-            align_loss=loss,
-        )
-
-    def _accepted(
-        self, opened: Sent | None, reports: Sequence[ClientReport]
-    ) -> tuple[dict[str, LanguageAnswer], dict[str, dict[str, np.ndarray[Any, Any]]], dict[str, str]]:
-        """Answers that count with their matrices, and why others do not."""
-        answers: dict[str, LanguageAnswer] = {}
-        arrays: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
-        rejected: dict[str, str] = {}
-        for report in reports:
-            asked = opened is not None and report.site in opened.asked
-            if opened is None or not asked:
-                if report.language is not None:
-                    rejected[report.site] = "a language part that was not asked for"
-                continue
-            answer = report.language
-            if answer is None:
-                rejected[report.site] = report.language_problem or "the reply has no language part"
-                continue
-            try:
-                arrays[report.site] = self._checked(opened.broadcast, answer)
-                answers[report.site] = answer
-            except LanguageError as error:
-                rejected[report.site] = str(error)
-        return answers, arrays, rejected
-
-    def _checked(self, sent: Broadcast, answer: LanguageAnswer) -> dict[str, np.ndarray[Any, Any]]:
-        """An answer's matrices, if it is one to this round's adapter.
-
-        Raises:
-            LanguageError: why not.
-        """
-        if answer.adapter_digest != sent.adapter_digest:
-            raise LanguageError(
-                f"an answer to adapter {answer.adapter_digest[:16]}, sent was {sent.adapter_digest[:16]}"
-            )
-        if unknown := sorted(key for key in answer.arrays if not key.startswith("adapter/")):
-            raise LanguageError(f"adapter: arrays of other names: {unknown[:3]}")
-        if not len(answer.received.rows) == len(answer.trained.rows) == self.counts:
-            raise LanguageError(f"scores: expected counts of {self.counts} classes, got {len(answer.received.rows)}")
-        return self.server.receive(answer.arrays, answer.adapter_digest)
-
-    def _average(
-        self,
-        sent: Broadcast,
-        answers: Mapping[str, LanguageAnswer],
-        arrays: Mapping[str, dict[str, np.ndarray[Any, Any]]],
-        reports: Sequence[ClientReport],
-    ) -> None:
-        self._holds |= {(site, sent.emulator_digest) for site in answers}
-        peaks = [answer.peak_bytes for answer in answers.values()]
-        self.client_peak = max([*peaks, self.client_peak or 0])
-        if not self._language.federated:
-            self._own |= arrays
-            return
-        by_rows = self.config.server.weighting == "examples"
-        weights = {report.site: float(report.num_examples) if by_rows else 1.0 for report in reports}
-        self.server.aggregate([(arrays[site], sent.adapter_digest, weights[site]) for site in sorted(answers)])
-
-    def _validation(
-        self, server_round: int, answers: Mapping[str, LanguageAnswer], *, enough: bool
-    ) -> tuple[Scores | None, Scores | None]:
-        """Of the adapter that was sent, from the sites' rows; or of the new one on the server's, when it is time."""
-        if self.scores is None or self.scores.validation is None:
-            return pool([answers[site].received for site in sorted(answers)]), None
-        done = self.rounds.index(server_round) + 1 if server_round in self.rounds else 0
-        every = self._language.evaluate_every
-        due = done in (1, len(self.rounds)) if every == 0 else done % every == 0 or done == len(self.rounds)
-        if not (done and due and enough):
-            return None, None
-        started = time.monotonic()
-        emu, full = (self.scores.on_validation(kind, self._own) for kind in ("adap-emu", "adap-fu"))
-        self.timing.score += time.monotonic() - started
-        return emu, full
-
-    def _after(self, server_round: int) -> tuple[float | None, float | None]:
+    def after(self, server_round: int) -> tuple[float | None, float | None]:
         """Alignment between rounds, or the calibration after the last one."""
         done = self.rounds.index(server_round) + 1
         if done == len(self.rounds):
@@ -471,7 +285,7 @@ class LanguageSession:
             self._note(f"scoring the language model on the server's {' and '.join(self.scores.parts)} rows ...")
         for part, found in (("test", self.final), ("validation", self.final_validation)):
             here = self.scores.rows(part) is not None
-            found.update(self.scores.final(part, self._own) if here else _from_sites(evaluations, part))
+            found.update(self.scores.final(part, self.exchange.own) if here else _from_sites(evaluations, part))
         self.timing.score += time.monotonic() - started
 
     def save(self, folder: Path, card: Mapping[str, str]) -> None:

@@ -128,9 +128,9 @@ def language_json(session: LanguageSession, rounds: int) -> Json:
         **{key: ((final.get(kind) or {}).get(how) or {}).get("accuracy") for key, (kind, how) in ACCURACIES.items()},
         "test": final,
         "validation": {k: route_json(found) for k, found in session.final_validation.items()},
-        "client_peak_bytes": session.client_peak,
-        "bytes_up": session.bytes_up,
-        "bytes_down": session.bytes_down,
+        "client_peak_bytes": session.exchange.client_peak,
+        "bytes_up": session.exchange.bytes_up,
+        "bytes_down": session.exchange.bytes_down,
         "model_bytes": session.exported.size,
         "seconds": {key: round(value, 3) for key, value in vars(session.timing).items()},
     }

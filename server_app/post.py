@@ -29,11 +29,15 @@ class Post:
         """A task for one site, valid for `ttl` seconds."""
         terms = self._terms
         text = None if site in self.has_setup else self._setup_json
-        model = None if terms.language is None else terms.language.task(site, state.server_round, final=plan is None)
+        model = (
+            None
+            if terms.language is None
+            else terms.language.exchange.task(site, state.server_round, final=plan is None)
+        )
         task = Task(site, state, plan, text, self._setup_digest, terms.fingerprint, terms.run, model)
         content = encode_task(task)
         if terms.language is not None and model is not None:
-            terms.language.was_sent(language_bytes(content))
+            terms.language.exchange.was_sent(language_bytes(content))
         self.bytes_down += content_bytes(content)
         group = str(state.server_round)
         return Message(content, dst_node_id=self._roster.nodes[site], message_type=kind, group_id=group, ttl=ttl)

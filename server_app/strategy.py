@@ -145,7 +145,7 @@ class QNNStrategy(Strategy):
             self._tasks.open.entered()
         qnn, baselines = self._validation(new, reports)
         beside = self._terms.language
-        language = None if beside is None else beside.close_round(server_round, reports, late)
+        language = None if beside is None else beside.exchange.close_round(server_round, reports, late)
         summary = RoundSummary(
             server_round=server_round,
             plan=plan,
@@ -171,7 +171,7 @@ class QNNStrategy(Strategy):
         """The state of a round and the sites that are there and free."""
         self._started, self._sent = time.monotonic(), self.state_of(arrays, server_round)
         if self._terms.language is not None:
-            self._terms.language.open_round(server_round)
+            self._terms.language.exchange.open_round(server_round)
         return self._sent, self._tasks.begin(grid)
 
     def _validation(

@@ -55,7 +55,7 @@ class Tasks:
             for site in self.roster.look(self._grid):
                 self.post.has_setup.discard(site)
                 if self._terms.language is not None:
-                    self._terms.language.lost(site)
+                    self._terms.language.exchange.lost(site)
                 # Nobody works on what the node before had; a site that pays is sent it again.
                 if site in self.open.busy and (not self._keeps(site) or self.open.lose(site, self._now())):
                     self.open.close(site)
@@ -205,5 +205,5 @@ class Tasks:
             reasons[site] = "no reply" if error is None else f"{error.reason or 'error'} (code {error.code})"
             self.post.has_setup.discard(site)
             if self._terms.language is not None:
-                self._terms.language.lost(site)
+                self._terms.language.exchange.lost(site)
         return reasons

@@ -1,0 +1,229 @@
+"""Rounds that train the adapter: what each site is sent, which answers count, what becomes of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_qfl.federation.errors import LanguageError
+from llm_qfl.federation.records import LanguageTask
+from llm_qfl.federation.types import ClientReport, LanguageAnswer, LanguageRound, Scores
+from server_app.evaluation import pool
+
+if TYPE_CHECKING:
+    from llm_qfl.language.server import Broadcast
+    from server_app.language import LanguageSession
+
+Matrices = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass
+class Sent:
+    """One open round that trains the adapter."""
+
+    index: int
+    broadcast: Broadcast
+    asked: list[str] = field(default_factory=list)
+
+
+class AdapterRounds:
+    """The adapter's way to the sites and back.
+
+    Args:
+        session: the language model of the run.
+    """
+
+    def __init__(self, session: LanguageSession) -> None:
+        self._session, self._language = session, session.config.language.effective()
+        self._open: dict[int, Sent] = {}
+        self._holds: set[tuple[str, str]] = set()  # (site, digest of the emulator that it holds)
+        self.own: dict[str, Matrices] = {}
+        """The sites' adapters, where nothing is averaged."""
+        self.bytes_up = self.bytes_down = 0
+        """Of the language parts of tasks and answers."""
+        self._down_before = 0
+        self.client_peak: int | None = None
+        """Most memory of any site's training."""
+
+    def hold(self, sites: Sequence[str], emulator_digest: str) -> None:
+        """These sites have this emulator."""
+        self._holds |= {(site, emulator_digest) for site in sites}
+
+    def open_round(self, server_round: int) -> None:
+        """A round begins; tasks of earlier rounds that are sent again go without the model."""
+        self._down_before = self.bytes_down
+        self._open.clear()
+        if server_round in self._session.rounds and self._session.trainers:
+            index = self._session.rounds.index(server_round)
+            self._open[server_round] = Sent(index, self._session.server.broadcast(emulator=True))
+
+    def task(self, site: str, server_round: int, *, final: bool = False) -> LanguageTask | None:
+        """What a site is sent of the model with its task.
+
+        Args:
+            site: the site.
+            server_round: round of the task.
+            final: the task asks for the scores of the final model.
+        """
+        if site not in self._session.sites:
+            return None
+        opened = None if final else self._open.get(server_round)
+        train = opened is not None and site in self._session.trainers
+        if not (train or final or self._session.makes_features):
+            return None
+        sent = opened.broadcast if opened is not None else self._session.server.broadcast(emulator=True)
+        holds = (site, sent.emulator_digest) in self._holds or not sent.emulator_digest
+        arrays = {k: v for k, v in sent.arrays.items() if not (holds and k.startswith("emulator/"))}
+        if opened is not None and train:
+            opened.asked.append(site)
+        steps = self._language.steps
+        return LanguageTask(
+            self._session.source,
+            self._session.exported.sha256,
+            self._session.libraries,
+            arrays if train or final or not holds else {},
+            sent.adapter_digest,
+            sent.emulator_digest,
+            sent.first_digest,
+            train=train,
+            score=final,
+            offset=opened.index * steps if opened is not None else 0,
+            total=len(self._session.rounds) * steps,
+        )
+
+    def was_sent(self, size: int) -> None:
+        """Count the bytes of a language part that went down."""
+        self.bytes_down += size
+
+    def lost(self, site: str) -> None:
+        """A site gave no answer, or none that counts: it is sent the emulator again."""
+        self._holds = {pair for pair in self._holds if pair[0] != site}
+
+    def close_round(
+        self, server_round: int, reports: Sequence[ClientReport], late: Sequence[ClientReport]
+    ) -> LanguageRound | None:
+        """Average what counts, align again where it is time, score where there are rows.
+
+        Args:
+            server_round: the round.
+            reports: accepted replies in time, sorted by site.
+            late: accepted replies to earlier rounds; their language part is dropped.
+
+        Returns:
+            None where nothing was trained and nothing dropped.
+        """
+        dropped = tuple(report.site for report in late if report.language is not None or report.language_problem)
+        up = sum(r.language.bytes_up for r in (*reports, *late) if r.language is not None)
+        self.bytes_up += up
+        opened = self._open.get(server_round)
+        if opened is None and not dropped:
+            return None
+        asked = opened.asked if opened is not None else []
+        answers, arrays, rejected = self._accepted(opened, reports)
+        enough = bool(answers) and len(answers) >= math.ceil(self._session.config.server.quorum * len(asked))
+        if enough and opened is not None:
+            self._average(opened.broadcast, answers, arrays, reports)
+        for site in set(asked) - set(answers):
+            self.lost(site)
+        validation, full = self._validation(server_round, answers, enough=enough)
+        seconds, loss = self._session.after(server_round) if opened is not None else (None, None)
+        sent = opened.broadcast if opened is not None else None
+        return LanguageRound(
+            sites=tuple(sorted(asked)),
+            answers=answers,
+            rejected=rejected,
+            dropped=dropped,
+            aggregated=enough,
+            validation=validation,
+            full_validation=full,
+            adapter_digest=sent.adapter_digest if sent is not None else "",
+            emulator_digest=sent.emulator_digest if sent is not None else "",
+            bytes_up=up,
+            bytes_down=self.bytes_down - self._down_before,
+            align_seconds=seconds,
+            align_loss=loss,
+        )
+
+    def _accepted(
+        self, opened: Sent | None, reports: Sequence[ClientReport]
+    ) -> tuple[dict[str, LanguageAnswer], dict[str, Matrices], dict[str, str]]:
+        """Answers that count with their matrices, and why others do not."""
+        answers: dict[str, LanguageAnswer] = {}
+        arrays: dict[str, Matrices] = {}
+        rejected: dict[str, str] = {}
+        for report in reports:
+            asked = opened is not None and report.site in opened.asked
+            if opened is None or not asked:
+                if report.language is not None:
+                    rejected[report.site] = "a language part that was not asked for"
+                continue
+            answer = report.language
+            if answer is None:
+                rejected[report.site] = report.language_problem or "the reply has no language part"
+                continue
+            try:
+                arrays[report.site] = self._checked(opened.broadcast, answer)
+                answers[report.site] = answer
+            except LanguageError as error:
+                rejected[report.site] = str(error)
+        return answers, arrays, rejected
+
+    def _checked(self, sent: Broadcast, answer: LanguageAnswer) -> Matrices:
+        """An answer's matrices, if it is one to this round's adapter.
+
+        Raises:
+            LanguageError: why not.
+        """
+        if answer.adapter_digest != sent.adapter_digest:
+            raise LanguageError(
+                f"an answer to adapter {answer.adapter_digest[:16]}, sent was {sent.adapter_digest[:16]}"
+            )
+        if unknown := sorted(key for key in answer.arrays if not key.startswith("adapter/")):
+            raise LanguageError(f"adapter: arrays of other names: {unknown[:3]}")
+        if not len(answer.received.rows) == len(answer.trained.rows) == self._session.counts:
+            raise LanguageError(
+                f"scores: expected counts of {self._session.counts} classes, got {len(answer.received.rows)}"
+            )
+        return self._session.server.receive(answer.arrays, answer.adapter_digest)
+
+    def _average(
+        self,
+        sent: Broadcast,
+        answers: Mapping[str, LanguageAnswer],
+        arrays: Mapping[str, Matrices],
+        reports: Sequence[ClientReport],
+    ) -> None:
+        self.hold(list(answers), sent.emulator_digest)
+        peaks = [answer.peak_bytes for answer in answers.values()]
+        self.client_peak = max([*peaks, self.client_peak or 0])
+        if not self._language.federated:
+            self.own |= arrays
+            return
+        by_rows = self._session.config.server.weighting == "examples"
+        weights = {report.site: float(report.num_examples) if by_rows else 1.0 for report in reports}
+        self._session.server.aggregate([(arrays[site], sent.adapter_digest, weights[site]) for site in sorted(answers)])
+
+    def _validation(
+        self, server_round: int, answers: Mapping[str, LanguageAnswer], *, enough: bool
+    ) -> tuple[Scores | None, Scores | None]:
+        """Of the adapter that was sent, from the sites' rows; or of the new one on the server's, when it is time."""
+        if self._session.scores is None or self._session.scores.validation is None:
+            return pool([answers[site].received for site in sorted(answers)]), None
+        done = self._session.rounds.index(server_round) + 1 if server_round in self._session.rounds else 0
+        every = self._language.evaluate_every
+        due = (
+            done in (1, len(self._session.rounds))
+            if every == 0
+            else done % every == 0 or done == len(self._session.rounds)
+        )
+        if not (done and due and enough):
+            return None, None
+        started = time.monotonic()
+        emu, full = (self._session.scores.on_validation(kind, self.own) for kind in ("adap-emu", "adap-fu"))
+        self._session.timing.score += time.monotonic() - started
+        return emu, full
