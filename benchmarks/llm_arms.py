@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROWS, BATCH, TOKENS = 64, 16, 48
+ROWS, BATCH, TOKENS = 48, 16, 48
 PADDED, PADDING = "plain, pruned model, more padding", 7
 RATE, EPS, DECAY, BETAS_ADAM, CLIP = 2e-3, 0.01, 0.01, (0.9, 0.95), 1.0
 
