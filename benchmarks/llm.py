@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.llm_arms import BATCH, PADDED, PADDING, ROWS, TOKENS, export, one
+from benchmarks.llm_arms import BATCH, OURS, PADDED, PADDING, ROWS, TOKENS, export, one
 
-ARMS = ("ours", "plain, full model", "plain, pruned model")
+ARMS = (*OURS, "plain, full model", "plain, pruned model")
 BETAS = (0.2, 0.5)
 EPOCHS = (1, 4)
 TOLERANCE = 3.0
@@ -91,15 +91,17 @@ def compare(betas: tuple[float, ...], epochs: tuple[int, ...], threads: int) -> 
                     found[arm] = in_child(arm, given, count, beta, threads)
                     found[arm]["memory"] = found[arm]["peak"] - nothing
                 start = load_file(given["sent"])
-                checks.append(difference(folder / "0.npz", folder / "2.npz", start))
+                plain = folder / f"{len(ARMS) - 1}.npz"
+                checks += [difference(folder / f"{place}.npz", plain, start) for place in range(len(OURS))]
                 lines += table_lines(beta, count, found, given)
                 if count == min(epochs):
                     given["out"] = str(folder / "padded.npz")
                     in_child(PADDED, given, count, beta, threads)
-                    floors.append(difference(folder / "2.npz", folder / "padded.npz", start))
+                    floors.append(difference(plain, folder / "padded.npz", start))
     print(
-        f"\n{ROWS} rows of {TOKENS - 16} to {TOKENS} tokens, {BATCH} a step, SmolLM2-135M in float32, {threads} "
-        "thread(s).\nRatios are of processor seconds, which other work on the machine does not change much.\n"
+        f"\n{ROWS} rows of {TOKENS - 16} to {TOKENS} tokens, {BATCH} a step, SmolLM2-135M in float32, "
+        f"{threads} thread(s).\nRatios are of processor seconds, which other work on the machine does not change much.\n"
+        "Micro-batch: language.micro-batch, the same gradient.\n"
         "Memory: peak of the process beyond one that imported the same and did nothing.\n"
         "Bytes down: the adapter (with the emulator's update, once).\n"
     )

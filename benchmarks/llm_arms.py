@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROWS, BATCH, TOKENS = 48, 16, 48
+ROWS, BATCH, MICRO, TOKENS = 48, 16, 4, 48
+OURS = {"ours": 0, f"ours, micro-batch {MICRO}": MICRO}
 PADDED, PADDING = "plain, pruned model, more padding", 7
 RATE, EPS, DECAY, BETAS_ADAM, CLIP = 2e-3, 0.01, 0.01, (0.9, 0.95), 1.0
 
@@ -47,12 +48,18 @@ def make_rows(vocabulary: int, rows: int = ROWS) -> Any:
     return TokenRows.of(ids, [len(row) - 1 for row in ids])
 
 
-def language_config(beta: float, epochs: int) -> Any:
+def language_config(beta: float, epochs: int, micro: int = 0) -> Any:
     """The section of the run config that the arms share."""
     from llm_qfl.federation.config_language import LanguageConfig
 
     return LanguageConfig(
-        beta=beta, steps=epochs * ROWS // BATCH, batch_size=BATCH, dtype="float32", schedule="constant", eps=EPS
+        beta=beta,
+        steps=epochs * ROWS // BATCH,
+        batch_size=BATCH,
+        micro_batch=micro,
+        dtype="float32",
+        schedule="constant",
+        eps=EPS,
     )
 
 
@@ -90,7 +97,7 @@ def model_cache() -> Path:
     return Path.home() / ".cache" / "llm-qfl" / "models"
 
 
-def run_ours(given: Mapping[str, Any], epochs: int, beta: float) -> tuple[dict[str, Any], Times, int]:
+def run_ours(given: Mapping[str, Any], epochs: int, beta: float, micro: int) -> tuple[dict[str, Any], Times, int]:
     """A round as `ClientLanguage` does it: (adapter, seconds, bytes up)."""
     from safetensors.numpy import load_file
 
@@ -99,7 +106,7 @@ def run_ours(given: Mapping[str, Any], epochs: int, beta: float) -> tuple[dict[s
 
     model = load_compressed(Path(given["model"]), given["sha256"])
     with tempfile.TemporaryDirectory() as folder:
-        client = ClientLanguage(model, language_config(beta, epochs), folder=Path(folder))
+        client = ClientLanguage(model, language_config(beta, epochs, micro), folder=Path(folder))
         client.receive(load_file(given["sent"]), given["digest"], given["first"])
         rows = make_rows(client.stack.vocabulary)
         started = now()
@@ -207,8 +214,8 @@ def one(arm: str, given: Mapping[str, Any], epochs: int, beta: float, threads: i
     load_file(given["sent"])
     if arm == "nothing":
         return {"peak": peak_bytes()}
-    if arm == "ours":
-        arrays, seconds, up = run_ours(given, epochs, beta)
+    if arm in OURS:
+        arrays, seconds, up = run_ours(given, epochs, beta, OURS[arm])
     else:
         arrays, seconds, up = run_plain(
             given, epochs, full=arm == "plain, full model", padding=PADDING if arm == PADDED else 0
