@@ -100,7 +100,7 @@ def compare(betas: tuple[float, ...], epochs: tuple[int, ...], threads: int) -> 
                     floors.append(difference(plain, folder / "padded.npz", start))
     print(
         f"\n{ROWS} rows of {TOKENS - 16} to {TOKENS} tokens, {BATCH} a step, SmolLM2-135M in float32, "
-        f"{threads} thread(s).\nRatios are of processor seconds, which other work on the machine does not change much.\n"
+        f"{threads} thread(s).\nRatios are of processor seconds: other work on the machine hardly changes them.\n"
         "Micro-batch: language.micro-batch, the same gradient.\n"
         "Memory: peak of the process beyond one that imported the same and did nothing.\n"
         "Bytes down: the adapter (with the emulator's update, once).\n"
