@@ -242,7 +242,7 @@ def drill(kills, seed):
     root = Path(tempfile.mkdtemp(prefix="drill-"))
     try:
         for point in points:
-            for _ in range(ATTEMPTS if point == RANDOM_TIME else 1):
+            for _ in range(ATTEMPTS):  # on a busy machine a kill from outside may come too late
                 twice, lost, kills = one_kill(ours, Path(tempfile.mkdtemp(dir=root)), point, rng)
                 for column, value in enumerate((1, int(kills > 0), kills, twice, lost)):
                     table[point][column] += value
@@ -269,9 +269,10 @@ def main():
     for point, *numbers in [*rows, total]:
         print(f"{point:44}  {numbers[0]:4}  {numbers[1]:6}  {numbers[2]:5}  {numbers[3]:5}  {numbers[4]:4}")
     print(f"{time.monotonic() - started:.0f} s")
-    unkilled = [row[0] for row in rows if row[0] != RANDOM_TIME and row[2] < row[1]]
+    wanted = Counter(POINTS[number % len(POINTS)] for number in range(asked.kills))
+    unkilled = [row[0] for row in rows if row[2] < wanted[row[0]]]
     for point in unkilled:
-        print(f"failed: not every run was killed {point}")
+        print(f"failed: too few runs were killed {point}")
     if total[2] < asked.kills:
         print(f"failed: {total[2]} runs with a kill, expected {asked.kills}")
     return int(bool(unkilled) or total[2] < asked.kills or total[4] > 0 or total[5] > 0)
