@@ -24,6 +24,9 @@ QUESTION = "Tweet: {row}\nSentiment:"
 REQUEST = "Write a {label} tweet.\n"
 LIMIT = 100  # tokens of a row
 SITES = 4
+SERVER_SEED = 0
+"""Public rows, the adapter's start and the alignment are one in all seeds, since an alignment costs as much as many
+arms. What varies from seed to seed is the private rows, their deal and the batches."""
 FILES = {
     "train": "tweet_sentiment_train.csv.gz",
     "test": "tweet_sentiment_test.csv.gz",
@@ -47,7 +50,7 @@ class Tweets:
 
     Attributes:
         texts, labels: private rows of all sites.
-        public, public_labels: the public split's; the labels are read by the control alone.
+        public, public_labels: the public split's, equal in every seed; the labels are read by the control alone.
         test, test_labels: the first rows of the test file, equal in every seed.
     """
 
@@ -68,10 +71,12 @@ def read_tweets(folder: Path, sizes: Sizes, seed: int) -> Tweets:
         seed: of the draw.
     """
     random = stream(seed, SERVER, 0, "tweets")
+    public = stream(SERVER_SEED, SERVER, 0, "tweets/public")
     found = {}
     for kind, count in (("train", sizes.train), ("public", sizes.public), ("test", sizes.test)):
         texts, labels = read_strings(folder / FILES[kind], ("text", "label"))
-        chosen = np.arange(count) if kind == "test" else np.sort(random.permutation(len(texts))[:count])
+        draw = public if kind == "public" else random
+        chosen = np.arange(count) if kind == "test" else np.sort(draw.permutation(len(texts))[:count])
         found[kind] = (tuple(texts[i] for i in chosen), np.array([int(labels[i]) for i in chosen], np.intp))
     return Tweets(*found["train"], *found["public"], *found["test"])
 
@@ -95,6 +100,6 @@ def requests(texts: tuple[str, ...], labels: Labels, tokenizer: PreTrainedTokeni
     return answer_rows(generation(texts, labels, WORDS, REQUEST), tokenizer, limit=LIMIT, long_answers="cut")
 
 
-def drawn_labels(rows: int, seed: int) -> Labels:
+def drawn_labels(rows: int) -> Labels:
     """Classes by chance, for public rows in the form of the task whose labels nobody reads."""
-    return stream(seed, SERVER, 0, "tweets/labels").integers(len(WORDS), size=rows).astype(np.intp)
+    return stream(SERVER_SEED, SERVER, 0, "tweets/labels").integers(len(WORDS), size=rows).astype(np.intp)

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from experiments.tweets_arms import COMMON, ROUNDS, STEPS, Arm
-from experiments.tweets_data import SITES, WORDS, Sizes, Tweets, deal, drawn_labels, questions, read_tweets, requests
+from experiments.tweets_data import (
+    SERVER_SEED,
+    SITES,
+    WORDS,
+    Sizes,
+    Tweets,
+    deal,
+    drawn_labels,
+    questions,
+    read_tweets,
+    requests,
+)
 from experiments.tweets_states import Client, Server, States, align_first
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.seeding import seed_of
@@ -45,7 +56,7 @@ class Job:
     Attributes:
         table: `classification` or `generation`.
         arm: the line.
-        seed: of rows, deal, start and batches.
+        seed: of private rows, deal and batches.
         tweets: the rows.
         server: the full model.
         work: folder of what arms share.
@@ -81,10 +92,10 @@ class Job:
     def public(self, source: str, *, labels: bool = False) -> TokenRows:
         """Public rows in the form of the task; without `labels` the classes in them are drawn."""
         if source == "unrelated":
-            texts = public_texts("embedded", self.sizes.public, seed=self.seed)
+            texts = public_texts("embedded", self.sizes.public, seed=SERVER_SEED)
         else:
             texts = self.tweets.public
-        classes = self.tweets.public_labels if labels else drawn_labels(len(texts), self.seed)
+        classes = self.tweets.public_labels if labels else drawn_labels(len(texts))
         return self.rows(texts, classes, balanced=labels)
 
     def sites(self) -> list[TokenRows]:
@@ -117,7 +128,7 @@ def run_arm(
     config = LanguageConfig(**{"model": model, "task": table, **COMMON, **arm.config, **calibrate})
     tweets = read_tweets(data, sizes, seed)
     states = States(work / "states")
-    server = Server(load_base(model, Path.home() / ".cache" / "llm-qfl" / "models"), config, states, seed=seed)
+    server = Server(load_base(model, Path.home() / ".cache" / "llm-qfl" / "models"), config, states, seed=SERVER_SEED)
     job = Job(table, arm, seed, sizes, tweets, server, work, states)
     if arm.kind == "zero-shot":
         found = _zero_shot(job)
