@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 ROUNDS, STEPS = 5, 12
 COMMON: dict[str, Any] = {"steps": STEPS, "every": 1, "dtype": "float32", "max_tokens": 100}
+BATCH = {"classification": 16, "generation": 8}  # rows of a step: a written tweet costs logits at each of its tokens
 ALIGN = {"align_first": 100, "align_every": 2, "align_steps": 10}
 
 Kind = Literal["zero-shot", "federation", "control", "features"]

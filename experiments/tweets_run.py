@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.tweets_arms import COMMON, ROUNDS, STEPS, Arm
+from experiments.tweets_arms import BATCH, COMMON, ROUNDS, STEPS, Arm
 from experiments.tweets_data import (
     SERVER_SEED,
     SITES,
@@ -125,7 +125,9 @@ def run_arm(
     """
     started = time.perf_counter()
     calibrate = {"calibrate_steps": 60} if arm.calibrate and table == "classification" else {}
-    config = LanguageConfig(**{"model": model, "task": table, **COMMON, **arm.config, **calibrate})
+    config = LanguageConfig(
+        **{"model": model, "task": table, **COMMON, "batch_size": BATCH[table], **arm.config, **calibrate}
+    )
     tweets = read_tweets(data, sizes, seed)
     states = States(work / "states")
     server = Server(load_base(model, Path.home() / ".cache" / "llm-qfl" / "models"), config, states, seed=SERVER_SEED)
