@@ -58,8 +58,9 @@ def train(message: Message, context: Context) -> Message:
     answer, problem = None, ""
     if work.language is not None and work.task.language is not None and work.task.language.train:
         answer, problem = work.language.train(work.setup, work.task.plan.server_round)
+    soft = work.soft_labels() if work.task.plan.distill_weight else None
     with closing(work.qnn) as qnn:
-        report = local_round(work.task.state, work.task.plan, work.partition, qnn, work.baselines, work.config)
+        report = local_round(work.task.state, work.task.plan, work.partition, qnn, work.baselines, work.config, soft)
     report = replace(report, language=answer, language_problem=problem)
     return Message(encode_report(report, work.qnn.model.parameter_names, work.fingerprint), reply_to=message)
 

@@ -226,6 +226,8 @@ class SiteLanguage:
         seed = seed_of(self._config.server.seed, self._site, server_round, "language")
         update = client.train(rows, seed=seed, offset=task.offset, total=task.total)
         report = update.report
+        if self._config.agent.distills:
+            self._teach(view, setup)
         return LanguageAnswer(
             arrays=update.arrays,
             adapter_digest=task.adapter_digest,
@@ -243,6 +245,14 @@ class SiteLanguage:
             peak_exact=report.peak_exact,
             frozen_dtype=str(client.frozen_dtype).removeprefix("torch."),
         )
+
+    def _teach(self, view: TaskView, setup: Setup) -> None:
+        """Keep what the tuned adapter says of the training rows: the QNN's soft labels until the next tuning."""
+        from llm_qfl.language.soft_labels import soft_labels
+
+        texts, _ = self._texts(setup, "train")
+        client = self.client
+        soft_labels(client.route(), view.prompts(texts), folder=self._held.folder, cache_of=client.cache_of)
 
     def scores(self, setup: Setup) -> tuple[dict[str, dict[str, Scores]], str]:
         """Sums by route and part of the split; or nothing and why not."""

@@ -11,6 +11,7 @@ from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.records import Evaluation
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.types import Array, ClientReport, GlobalState, Partition, RoundPlan, Rows, Scores, Spent
+from llm_qfl.quantum.distillation import Distillation
 from llm_qfl.quantum.model import QNNModel
 from llm_qfl.quantum.scope import Scope
 from llm_qfl.quantum.training import train
@@ -54,23 +55,27 @@ def local_round(
     qnn: SiteQNN,
     baselines: Mapping[str, Baseline],
     config: RunConfig,
+    soft: Array | None = None,
 ) -> ClientReport:
     """Train from the received vector and score both it and the trained one on the site's validation rows.
 
-    Baselines take the same rows, the same number of steps and batches; they count in no budget.
+    Baselines take the same rows, the same number of steps and batches; they count in no budget. `soft` are the site's
+    soft labels of its training rows (N, C); without them, or where the plan gives them no weight, none are used.
     """
     started = time.monotonic()
     seed, site, number = config.server.seed, partition.site, plan.server_round
     rng = stream(seed, site, number, "qnn")
     model = qnn.model.at(replace(qnn.scope, purpose="train"))
+    weight = plan.distill_weight if soft is not None else 0.0
     result = train(
         model,
-        partition.train,
+        replace(partition.train, soft=soft) if weight else partition.train,
         state.theta,
         config=config.training,
         budget=plan.budget,
         learning_rate=plan.learning_rate,
         rng=rng,
+        distillation=Distillation(weight, config.agent.distill_temperature, config.agent.distill_direction),
     )
     trained_baselines, received_baselines = {}, {}
     ratio = plan.learning_rate / config.training.learning_rate  # the schedule is one for all
@@ -101,6 +106,7 @@ def local_round(
         baselines=trained_baselines,
         baseline_received=received_baselines,
         backend=model.backend,
+        distill_weight=weight,
     )
 
 

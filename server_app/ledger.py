@@ -60,8 +60,12 @@ class Ledger:
         _replace(self.folder / name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def append_round(self, line: Json) -> None:
-        """Append one line to `rounds.jsonl` and see it to the disk."""
-        with open(self.folder / "rounds.jsonl", "a", encoding="utf-8") as file:
+        """Append one line to `rounds.jsonl`."""
+        self.append_line("rounds.jsonl", line)
+
+    def append_line(self, name: str, line: Json) -> None:
+        """Append one line to a file and see it to the disk."""
+        with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -114,6 +118,8 @@ def round_line(summary: RoundSummary) -> Json:
             "budget": plan.budget,
             "learning_rate": plan.learning_rate,
             "shots": plan.shots,
+            "budgets": {site: plan.budget_of(site) for site in plan.sites},
+            "distill_weight": plan.distill_weight,
         },
         "aggregated": summary.aggregated,
         "validation": scores_json(summary.validation),

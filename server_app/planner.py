@@ -1,6 +1,6 @@
 """What the next round shall do. The fixed plan: every round alike, sites by a seeded draw.
 
-This is the only place where a round is decided; a policy will stand here.
+This is the only place where a round is decided. Every mode but `qfl` asks a `Decider`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from agent.decider import Decider
 from llm_qfl.federation.config import RunConfig, TrainingConfig
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.types import RoundPlan
@@ -25,6 +26,22 @@ def plan_round(config: RunConfig, server_round: int, sites: Sequence[str], budge
     chosen = sample_sites(config, server_round, sites)
     rate = learning_rate(config.training, server_round, config.server.rounds)
     return RoundPlan(server_round, chosen, budget, rate, config.quantum.shots)
+
+
+def decided_round(config: RunConfig, decider: Decider, server_round: int, sites: Sequence[str]) -> RoundPlan:
+    """The plan of one round as a rule or the policy decides it; without sites where the run stops.
+
+    Args:
+        config: the run config.
+        decider: of the run; `decider.decisions[-1]` says who decided and why.
+        server_round: from 1.
+        sites: sites that are there and free, in any order.
+    """
+    decision = decider.decide(server_round, sites)
+    chosen = tuple(sorted(decision.sites))
+    budgets = tuple(decision.budgets[site] for site in chosen)
+    rate = learning_rate(config.training, server_round, config.server.rounds)
+    return RoundPlan(server_round, chosen, max(budgets, default=0), rate, decision.shots, budgets, decision.weight)
 
 
 def sample_sites(config: RunConfig, server_round: int, sites: Sequence[str]) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from flwr.serverapp import Grid
 
+from agent.decider import Decider
+from agent.decisions import Decision
+from agent.termination import Stop
 from llm_qfl.baselines import Baseline, make_baselines
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.pool import read_pool
@@ -25,8 +28,9 @@ from server_app.census import Roll, make_setup, take_census
 from server_app.evaluation import Scorer, pool
 from server_app.grid import BoundedGrid
 from server_app.language import LanguageSession, open_language
+from server_app.policy import make_decider
 from server_app.rows import server_rows
-from server_app.strategy import Close, QNNStrategy
+from server_app.strategy import Close, QNNStrategy, Tell
 from server_app.terms import Terms
 
 
@@ -48,6 +52,9 @@ class Book(Protocol):
     def close_round(self, summary: RoundSummary, state: GlobalState) -> None:
         """A round is closed."""
 
+    def decided(self, decision: Decision, reward: float | None, reward_round: int | None) -> None:
+        """A decision was carried out; the newest reward that is known, and the round that earned it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -61,6 +68,8 @@ class Opened:
     fingerprint: Mapping[str, str]
     language: LanguageSession | None = None
     """The language model beside the QNN; it changes as the run goes on."""
+    decider: Decider | None = None
+    """Decides the rounds; None where all are alike. It changes as the run goes on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +88,7 @@ class Finished:
         scoring: the sites' answers of the last exchange: what it cost them.
         seconds: wall time from the census to the test.
         server_spent: shots and jobs of scoring on the server's own rows.
+        stop: why the run ended before its last round, or None.
     """
 
     opened: Opened
@@ -92,6 +102,7 @@ class Finished:
     scoring: tuple[Evaluation, ...]
     seconds: float
     server_spent: Spent = NOTHING
+    stop: Stop | None = None
 
 
 def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
@@ -118,7 +129,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
         book.close_round(summary, state)
 
     scope = Scope(book.run_id, SERVER, seed=config.server.seed, shots=config.quantum.shots)
-    strategy = make_strategy(opened, close, scope)
+    strategy = make_strategy(opened, close, scope, book.decided)
     start = initial_state(opened)
     deadline, count = config.server.deadline, config.server.rounds
     result = strategy.start(bounded, state_record(start), num_rounds=count, timeout=deadline)
@@ -139,6 +150,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
         scoring=strategy.evaluations,
         seconds=time.monotonic() - started,
         server_spent=spent + strategy.scoring,
+        stop=strategy.stop,
     )
 
 
@@ -155,7 +167,8 @@ def open_session(grid: BoundedGrid, config: RunConfig, language: LanguageSession
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=setup.digest())
     if language is not None:
         language.begin(setup, roll.answers)
-    return Opened(config, roll, setup, model, baselines, mark, language)
+    decider = make_decider(config, model, classes, roll.answers, language)
+    return Opened(config, roll, setup, model, baselines, mark, language, decider)
 
 
 def preflight(config: RunConfig) -> None:
@@ -181,7 +194,7 @@ def initial_state(opened: Opened) -> GlobalState:
     return GlobalState(0, theta, opened.model.parameter_names, baselines)
 
 
-def make_strategy(opened: Opened, close: Close, scope: Scope | None = None) -> QNNStrategy:
+def make_strategy(opened: Opened, close: Close, scope: Scope | None = None, told: Tell | None = None) -> QNNStrategy:
     """The strategy of a run; `scope` names the run."""
     config, scope = opened.config, scope or Scope()
     scorer = _scorer(opened, "validation", scope)
@@ -189,7 +202,7 @@ def make_strategy(opened: Opened, close: Close, scope: Scope | None = None) -> Q
     names, roll = opened.model.parameter_names, opened.roll
     mark, language = opened.fingerprint, opened.language
     terms = Terms(config, roll.nodes, opened.setup, mark, names, budget, scope.run, roll.answers, language)
-    return QNNStrategy(terms, scorer, close)
+    return QNNStrategy(terms, scorer, close, opened.decider, told)
 
 
 def _scorer(opened: Opened, part: str, scope: Scope) -> Scorer | None:

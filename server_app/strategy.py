@@ -23,6 +23,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from agent.decider import Decider
+from agent.decisions import Decision
+from agent.history import Teachers, record_of
+from agent.termination import Stop
 from llm_qfl.federation.aggregation import aggregate
 from llm_qfl.federation.records import (
     Evaluation,
@@ -32,10 +36,11 @@ from llm_qfl.federation.records import (
 from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, RoundPlan, RoundSummary, Scores, Spent
 from server_app.evaluation import Scorer, pool, read_evaluations
 from server_app.outstanding import RESENDS
-from server_app.planner import plan_round
+from server_app.planner import decided_round, plan_round
 from server_app.tasks import Tasks
 from server_app.terms import Terms
 
+Tell = Callable[[Decision, float | None, int | None], None]
 Close = Callable[[RoundSummary, GlobalState], None]
 
 
@@ -46,10 +51,22 @@ class QNNStrategy(Strategy):
         terms: what stays the same.
         scorer: the server's own validation rows, or None: the sites' sums count.
         close: called once with each closed round and the state after it.
+        decider: plans the rounds; None takes every round alike.
+        told: called once with each decision, after its round has closed, and the newest reward with its round.
     """
 
-    def __init__(self, terms: Terms, scorer: Scorer | None, close: Close) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        scorer: Scorer | None,
+        close: Close,
+        decider: Decider | None = None,
+        told: Tell | None = None,
+    ) -> None:
         self._terms, self._scorer, self._close = terms, scorer, close
+        self._decider, self._tell, self._teachers = decider, told, Teachers()
+        self.stop: Stop | None = None
+        """Why the run ended before its last round, or None."""
         self._tasks = Tasks(terms)
         self._sent: GlobalState | None = None
         self._plan: RoundPlan | None = None
@@ -92,6 +109,10 @@ class QNNStrategy(Strategy):
             limit = max(timeout, self._tasks.keep_paid_for()) if waited else timeout
             configure = self.configure_train if number <= num_rounds else self.configure_closing
             tasks = list(configure(number, arrays, ConfigRecord(), grid))
+            if self.stop is not None and number <= num_rounds:
+                num_rounds = number - 1  # what still runs is waited for, in this round, as after a last one
+                if not (tasks or self._tasks.busy or self._tasks.paid_for):
+                    break
             waited = number > num_rounds and not tasks
             replies = grid.send_and_receive(tasks, timeout=limit)
             new, metrics = self.aggregate_train(number, replies)
@@ -116,7 +137,13 @@ class QNNStrategy(Strategy):
     ) -> Iterable[Message]:
         """One fresh task for each site of the plan, and lost ones again; sites with an open task get no second one."""
         sent, free = self._begin(server_round, arrays, grid)
-        self._plan = plan_round(self._terms.config, server_round, sorted(free), self._terms.budget)
+        if self._decider is None:
+            self._plan = plan_round(self._terms.config, server_round, sorted(free), self._terms.budget)
+        else:
+            self._plan = decided_round(self._terms.config, self._decider, server_round, sorted(free))
+            self.stop = self._decider.decisions[-1].stop
+            if self.stop is not None and self._tell is not None:
+                self._tell(self._decider.decisions[-1], None, None)
         return self._tasks.fresh(sent, self._plan) + self._tasks.again()
 
     def configure_closing(
@@ -164,8 +191,21 @@ class QNNStrategy(Strategy):
             language=language,
         )
         self._close(summary, new)
+        self._decided(summary)
         metrics = MetricRecord({"num-examples": sum(report.num_examples for report in reports)})
         return (state_record(new) if enough else None), metrics
+
+    def _decided(self, summary: RoundSummary) -> None:
+        """The decider learns what became of the round, and its decision is told."""
+        if self._decider is None:
+            return
+        self._teachers = self._teachers.after(summary)
+        reward = self._decider.close(record_of(summary, self._teachers.sites, self._teachers.server))
+        decision = self._decider.decisions[-1] if self._decider.decisions else None
+        if self._tell is None or decision is None or decision.stop is not None:
+            return
+        if decision.server_round == summary.server_round:
+            self._tell(decision, reward, self._decider.reward_round)
 
     def _begin(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> tuple[GlobalState, set[str]]:
         """The state of a round and the sites that are there and free."""

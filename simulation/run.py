@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.decisions import Decision
 from client_app.app import app as client_app
 from llm_qfl.federation.config import RunConfig, Scalar, default_run_config
 from llm_qfl.federation.types import Array, GlobalState, RoundSummary
@@ -53,6 +54,9 @@ class Memory:
 
     def close_round(self, summary: RoundSummary, state: GlobalState) -> None:
         """Nothing to write."""
+
+    def decided(self, decision: Decision, reward: float | None, reward_round: int | None) -> None:
+        """Nothing to write: `Finished.opened.decider` holds the decisions."""
 
 
 def run_federation(

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from llm_qfl.federation.backend_names import backend_problem
+from llm_qfl.federation.config_agent import AgentConfig, agent_problems
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.section import Fraction, PositiveInt, Section
@@ -198,6 +199,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     language: LanguageConfig = LanguageConfig()
+    agent: AgentConfig = AgentConfig()
 
     @model_validator(mode="after")
     def _cross_checks(self) -> RunConfig:
@@ -253,6 +255,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": TrainingConfig,
     "baselines": BaselinesConfig,
     "language": LanguageConfig,
+    "agent": AgentConfig,
 }
 
 
@@ -296,6 +299,7 @@ def _cross_problems(config: RunConfig) -> list[str]:
     problems += _source_problems("data.test", data.test, ("server", "federated"), ("file:",))
     problems += _source_problems("data.validation", data.validation, ("server", "federated"), ("file:",))
     problems += _backend_problems(config) + _language_problems(config)
+    problems += agent_problems(config.agent, config.language)
     classes = data.class_list
     if classes is not None and (len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes):
         problems.append(f"data.classes: expected 'all' or at least two different labels (0,1), got {data.classes!r}")

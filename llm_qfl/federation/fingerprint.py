@@ -16,7 +16,7 @@ from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import FingerprintError
 from llm_qfl.federation.records import SCHEMA
 
-PACKAGES = ("llm_qfl", "client_app", "server_app")
+PACKAGES = ("llm_qfl", "client_app", "server_app", "agent")
 LIBRARIES = ("qiskit",)
 
 

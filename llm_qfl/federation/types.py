@@ -22,9 +22,15 @@ class Rows:
 
     x: Array
     y: Labels
+    soft: Array | None = None
+    """A teacher's probabilities (N, C) of these rows, where there is one."""
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def take(self, chosen: Labels) -> Rows:
+        """Some of the rows, in the order asked for."""
+        return Rows(self.x[chosen], self.y[chosen], None if self.soft is None else self.soft[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,14 @@ class RoundPlan:
     learning_rate: float
     shots: int = 0
     """Of every circuit, at the sites whose backend samples."""
+    budgets: tuple[int, ...] = ()
+    """Objective evaluations of each of `sites`, where they differ; empty: `budget` for all."""
+    distill_weight: float = 0.0
+    """Lambda of the soft labels, at the sites that have them."""
+
+    def budget_of(self, site: str) -> int:
+        """Objective evaluations of one site's optimizer."""
+        return self.budgets[self.sites.index(site)] if self.budgets else self.budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +228,8 @@ class ClientReport:
     backend: str = "exact"
     """Where the site's circuits ran."""
     bytes_up: int = 0
+    distill_weight: float = 0.0
+    """Lambda that the site trained with; 0 where it has no soft labels."""
     language: LanguageAnswer | None = None
     language_problem: str = ""
     """Why there is no language part although one was asked for, or why it cannot be read."""

@@ -14,6 +14,7 @@ from llm_qfl.federation.config import QuantumConfig
 from llm_qfl.federation.types import Array, Labels, Rows, Scores, Spent
 from llm_qfl.quantum.backends import make_backend
 from llm_qfl.quantum.circuits import ModelCircuit, build_circuit
+from llm_qfl.quantum.distillation import Lesson
 from llm_qfl.quantum.readout import Readout
 from llm_qfl.quantum.scope import Place, Scope
 
@@ -90,19 +91,25 @@ class QNNModel:
         values = self._backend.expectations(x, theta[: self._split])
         return self.readout.log_probabilities(values, theta[self._split :])
 
-    def loss(self, theta: Array, x: Array, y: Labels) -> float:
-        """Mean cross-entropy of rows (N, D), N > 0, with labels (N,), nats. Scores theta and nothing else."""
-        return float(-self.log_probabilities(theta, x)[np.arange(len(y)), y].mean())
+    def loss(self, theta: Array, x: Array, y: Labels, lesson: Lesson | None = None) -> float:
+        """Mean cross-entropy of rows (N, D), N > 0, with labels (N,), nats. Scores theta and nothing else.
 
-    def loss_and_gradient(self, theta: Array, x: Array, y: Labels) -> tuple[float, Array]:
-        """Mean cross-entropy (nats) of rows (N, D), N > 0, with labels (N,), and its gradient (P,)."""
+        With a lesson, what training minimises: distillation in the cross-entropy's place.
+        """
+        logp = self.log_probabilities(theta, x)
+        if lesson is not None:
+            return float(lesson.row_losses(logp, y)[0].mean())
+        return float(-logp[np.arange(len(y)), y].mean())
+
+    def loss_and_gradient(self, theta: Array, x: Array, y: Labels, lesson: Lesson | None = None) -> tuple[float, Array]:
+        """`loss` of rows (N, D), N > 0, with labels (N,), and its gradient (P,)."""
         weights, rest = theta[: self._split], theta[self._split :]
         gradient = np.empty(self.num_parameters)
         loss = 0.0
 
         def cotangent(values: Array) -> Array:
             nonlocal loss
-            losses, by_values, by_rest = self._row_losses(values, rest, y)
+            losses, by_values, by_rest = self._row_losses(values, rest, y, lesson)
             loss = float(losses.mean())
             gradient[self._split :] = by_rest.sum(axis=0) / len(y)
             return by_values / len(y)
@@ -114,20 +121,24 @@ class QNNModel:
         """Sweeps over these rows that a simulator really does for one gradient."""
         return self._backend.gradient_sweeps(rows)
 
-    def jacobian(self, theta: Array, x: Array, y: Labels) -> tuple[Array, Array]:
-        """Cross-entropy of each row (N,), nats, and its gradient (N, P), as clipping row by row needs it."""
+    def jacobian(self, theta: Array, x: Array, y: Labels, lesson: Lesson | None = None) -> tuple[Array, Array]:
+        """Loss of each row (N,), nats, and its gradient (N, P), as clipping row by row needs it."""
         values, by_weights = self._backend.jacobian(x, theta[: self._split])
-        losses, by_values, by_rest = self._row_losses(values, theta[self._split :], y)
+        losses, by_values, by_rest = self._row_losses(values, theta[self._split :], y, lesson)
         by_circuit = np.einsum("nk,nkp->np", by_values, by_weights)
         return losses, np.concatenate([by_circuit, by_rest], axis=1)
 
-    def _row_losses(self, values: Array, rest: Array, y: Labels) -> tuple[Array, Array, Array]:
-        """Cross-entropy of each row (N,), its derivatives by the values (N, K) and the readout's weights (N, R)."""
+    def _row_losses(self, values: Array, rest: Array, y: Labels, lesson: Lesson | None) -> tuple[Array, Array, Array]:
+        """Loss of each row (N,), its derivatives by the values (N, K) and the readout's weights (N, R)."""
         logp = self.readout.log_probabilities(values, rest)
-        rows = np.arange(len(y))
-        by_logp = np.zeros_like(logp)
-        by_logp[rows, y] = -1.0
-        return -logp[rows, y], *self.readout.pull_back(values, rest, logp, by_logp)
+        if lesson is not None:
+            losses, by_logp = lesson.row_losses(logp, y)
+        else:
+            rows = np.arange(len(y))
+            by_logp = np.zeros_like(logp)
+            by_logp[rows, y] = -1.0
+            losses = -logp[rows, y]
+        return losses, *self.readout.pull_back(values, rest, logp, by_logp)
 
     def scores(self, theta: Array, rows: Rows) -> Scores:
         """Sums over rows; zeros where there are none."""

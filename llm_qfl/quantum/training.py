@@ -17,6 +17,7 @@ from llm_qfl.federation.backend_names import samples
 from llm_qfl.federation.config import TrainingConfig
 from llm_qfl.federation.errors import ConfigError, DataError
 from llm_qfl.federation.types import Array, Labels, Rows, Spent
+from llm_qfl.quantum.distillation import Distillation, Lesson, checked_soft
 from llm_qfl.quantum.model import QNNModel
 
 ADAM_DECAY = (0.9, 0.99)  # Kingma and Ba 2015; the second as in qiskit-machine-learning: rounds are short
@@ -30,7 +31,8 @@ SPSA_ALPHA, SPSA_GAMMA, SPSA_PERTURBATION = 0.602, 0.101, 0.2  # Spall 1998; Qis
 class TrainingResult:
     """What local training found.
 
-    Losses are means over rows in nats, plus `training.l2` times theta's squared norm.
+    Losses are means over rows in nats, plus `training.l2` times theta's squared norm; with distillation they are its
+    mixture, not the plain cross-entropy that budgets follow.
 
     Attributes:
         theta: the best-seen point (P,); the last one with minibatches and, but for COBYLA, on a backend that samples:
@@ -56,6 +58,7 @@ class _Objective:
 
     model: QNNModel
     l2: float
+    distillation: Distillation | None = None
     seen: list[tuple[int, float, Array]] = field(default_factory=list)
     evaluations: int = 0
     circuits: int = 0
@@ -63,17 +66,23 @@ class _Objective:
 
     def loss(self, theta: Array, rows: Rows) -> float:
         """Loss; one evaluation."""
-        value = self.model.loss(theta, rows.x, rows.y) + self.l2 * float(theta @ theta)
+        value = self.model.loss(theta, rows.x, rows.y, *self._lesson(rows)) + self.l2 * float(theta @ theta)
         self._count(theta, value, 1, len(rows), 1)
         return value
 
     def gradient(self, theta: Array, rows: Rows) -> Array:
         """Gradient, and the loss on the way; 2G+1 evaluations."""
-        value, gradient = self.model.loss_and_gradient(theta, rows.x, rows.y)
+        value, gradient = self.model.loss_and_gradient(theta, rows.x, rows.y, *self._lesson(rows))
         value += self.l2 * float(theta @ theta)
         sweeps = self.model.gradient_sweeps(len(rows))
         self._count(theta, value, self.model.gradient_cost, len(rows), sweeps)
         return gradient + 2 * self.l2 * theta
+
+    def _lesson(self, rows: Rows) -> tuple[Lesson, ...]:
+        """What these rows are taught beside their labels, if anything."""
+        if self.distillation is None or rows.soft is None:
+            return ()
+        return (Lesson(self.distillation, rows.soft),)
 
     def _count(self, theta: Array, value: float, evaluations: int, rows: int, sweeps: int) -> None:
         self.evaluations += evaluations
@@ -110,6 +119,7 @@ def train(
     budget: int,
     learning_rate: float,
     rng: np.random.Generator,
+    distillation: Distillation | None = None,
 ) -> TrainingResult:
     """Train from `theta0` with as many steps as the budget pays.
 
@@ -121,13 +131,20 @@ def train(
         budget: objective evaluations, never exceeded; what a whole step cannot use stays unspent.
         learning_rate: Adam's step size, SPSA's first step, COBYLA's first trust region.
         rng: for batches and SPSA's directions.
+        distillation: what the rows' soft labels do to the loss; None, or a weight of 0, leaves plain cross-entropy.
 
     Raises:
         ConfigError: the budget does not pay for one step.
-        DataError: no rows.
+        DataError: no rows, or rows without the soft labels that distillation needs.
     """
     if not len(rows):
         raise DataError("training: the site has no training rows; bring more or lower data.validation-fraction")
+    if distillation is not None and distillation.weight == 0:
+        distillation = None
+    if distillation is not None:
+        if rows.soft is None:
+            raise DataError("training: distillation needs soft labels, these rows have none; train without it")
+        checked_soft(rows.soft, len(rows), model.classes)
     least = least_budget(model, config)
     if budget < least:
         raise ConfigError(
@@ -137,7 +154,7 @@ def train(
     batched = 0 < config.batch_size < len(rows)
     batches = _batches(rows, config.batch_size, rng) if batched else _same(rows)
     first_batch = next(batches)
-    objective = _Objective(model, config.l2)
+    objective = _Objective(model, config.l2, distillation)
     start = np.array(theta0, np.float64)
     if config.optimizer == "adam":
         _adam(objective, start, (budget - 1) // model.gradient_cost, learning_rate, first_batch, batches)
@@ -171,7 +188,7 @@ def _batches(rows: Rows, size: int, rng: np.random.Generator) -> Iterator[Rows]:
         if len(order) < size:
             order = np.concatenate([order, rng.permutation(len(rows))])
         taken, order = order[:size], order[size:]
-        yield Rows(rows.x[taken], rows.y[taken])
+        yield rows.take(taken)
 
 
 def adam_steps(theta: Array, learning_rate: float, steps: int, gradient_at: Callable[[Array], Array]) -> Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-WHITELIST = ("llm_qfl", "client_app", "server_app")
+WHITELIST = ("llm_qfl", "client_app", "server_app", "agent")
 ADDED_BY_FLOWER = {"pyproject.toml", "LICENSE", ".info/CONTENT"}
 
 

@@ -12,7 +12,7 @@ from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.types import Array, Arrays, GlobalState, Labels, Scores, Spent
 
-SCHEMA = 3
+SCHEMA = 4
 
 WEIGHTS = "qnn/weights"
 BASELINE = "baseline/"

@@ -56,6 +56,7 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
         "train-loss-first": report.train_loss_first,
         "train-loss-best": report.train_loss_best,
         "seconds": report.seconds,
+        "distill-weight": report.distill_weight,
     }
     metrics |= _spent_metrics(report.spent)
     metrics |= scores_metrics("received", report.received) | scores_metrics("trained", report.trained)
@@ -125,6 +126,7 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         baseline_received={n: read_scores(metrics, f"{BASELINE}{n}/received", classes) for n in sent.baselines},
         backend=read_backend(meta, "backend"),
         bytes_up=content_bytes(content),
+        distill_weight=read_float(metrics, "distill-weight"),
         language=language,
         language_problem=problem,
     )

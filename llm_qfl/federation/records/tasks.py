@@ -69,7 +69,12 @@ def encode_task(task: Task) -> RecordDict:
     if task.plan is not None:
         plan = task.plan
         content["plan"] = ConfigRecord(
-            {"budget": plan.budget, "learning-rate": plan.learning_rate, "shots": plan.shots}
+            {
+                "budget": plan.budget_of(task.site),
+                "learning-rate": plan.learning_rate,
+                "shots": plan.shots,
+                "distill-weight": plan.distill_weight,
+            }
         )
     if task.language is not None:
         put_task(content, task.language)
@@ -90,7 +95,10 @@ def decode_task(content: RecordDict) -> Task:
     if "plan" in content:
         record = read_config(content, "plan")
         budget, shots = read_int(record, "budget"), read_int(record, "shots")
-        plan = RoundPlan(server_round, (site,), budget, read_float(record, "learning-rate"), shots)
+        rate, weight = read_float(record, "learning-rate"), read_float(record, "distill-weight")
+        if not 0 <= weight <= 1:
+            raise RecordError(f"plan: expected a distill-weight in [0, 1], got {weight}")
+        plan = RoundPlan(server_round, (site,), budget, rate, shots, distill_weight=weight)
     setup = read_string(meta, "setup") if "setup" in meta else None
     digest, mark = read_string(meta, "setup-digest"), read_strings(content, "fingerprint")
     return Task(site, state, plan, setup, digest, mark, read_string(meta, "run"), read_task(content))

@@ -136,7 +136,7 @@ def _drop(record):
         (_drop("metrics"), "expected a MetricRecord"),
         (_with("meta", "site", "b"), "asked 'a', the reply is from 'b'"),
         (_with("meta", "round", 2), "expected 3, got 2"),
-        (_with("meta", "schema", 99), "expected 3, got 99"),
+        (_with("meta", "schema", 99), "expected 4, got 99"),
         (_with("meta", "parameter-names", ["a", "b", "c"]), "parameter names"),
         (_with("metrics", "num-examples", 0), "at least 1"),
         (_with("metrics", "num-examples", 2.5), "expected an integer"),
