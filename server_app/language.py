@@ -289,11 +289,18 @@ class LanguageSession:
         self.timing.score += time.monotonic() - started
 
     def save(self, folder: Path, card: Mapping[str, str]) -> None:
-        """Write the PEFT folder with the full model's layer numbers; nothing where the sites kept their own."""
-        from llm_qfl.language.export import export_adapter
+        """Write the PEFT folder `adapter/` with the full model's layer numbers; nothing where the sites kept their own.
 
+        Where states are the rows' numbers, what makes them goes beside the QNN, into `model/`.
+        """
+        from llm_qfl.language.export import export_adapter
+        from llm_qfl.language.feature_model import save_feature_model
+
+        if self.makes_features:
+            save_feature_model(folder / "model", self.server, self.config.data.layer)
         if self._language.federated and self.trainers:
-            export_adapter(folder, self.server.base, self.server.adapter, self.server.adapter_arrays(), card)
+            arrays = self.server.adapter_arrays()
+            export_adapter(folder / "adapter", self.server.base, self.server.adapter, arrays, card)
 
 
 def _from_sites(evaluations: Sequence[Evaluation], part: str) -> dict[str, RouteScores]:

@@ -31,7 +31,7 @@ def predict_csv(run: Path, data: Path, *, model: Model = "qnn", base: str | None
         run: a run folder; its `model/` is read, for `language` its `adapter/` and `config.json`, too.
         data: a CSV file (also `.gz`) with the run's columns, in any order; further columns are not read.
         model: `qnn`, or `language`: the full language model with the run's adapter.
-        base: for `language`, the base model's folder, hub id or name; default: what the run had.
+        base: the base language model's folder, hub id or name, where one is needed; default: what the run had.
 
     Raises:
         RunFolderError: a folder is missing or damaged.
@@ -62,19 +62,21 @@ def predict_rows(
 
         setup = _read_setup(run / "model" / "features.json")
         return language_probabilities(run, read_rows(data, setup), setup, base), setup.class_names
-    if base is not None:
-        raise RunFolderError("--base names a language model; it goes with --with language alone")
     from llm_qfl.quantum.folder import load_model
 
     qnn, theta, about = load_model(run / "model")
     setup = Setup.from_json(json.dumps(about))
-    if setup.encoding == "language":
-        raise RunFolderError(
-            f"{run}: its QNN reads hidden states of the run's compressed language model, which a run folder does not "
-            "hold; use --with language"
-        )
     table = read_rows(data, setup)
-    numbers, _ = encode(table, setup.encoding, k=setup.k)
+    if setup.encoding == "language":
+        from llm_qfl.cli.predict_language import hidden_states
+
+        numbers = hidden_states(run, table, base)
+    elif base is not None:
+        raise RunFolderError(
+            "--base names a language model; it goes with --with language, or with a QNN that reads language features"
+        )
+    else:
+        numbers, _ = encode(table, setup.encoding, k=setup.k)
     return np.exp(qnn.log_probabilities(theta, setup.feature_map.transform(numbers))), setup.class_names
 
 

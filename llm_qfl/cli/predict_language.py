@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_qfl.cli.tuned import TunedAdapter, open_adapter, run_value
+from llm_qfl.cli.tuned import TunedAdapter, configured_base, models_folder, need_packages, open_adapter, run_value
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.data.encodings import encode
 from llm_qfl.federation.data.table import Table
@@ -71,6 +71,27 @@ def language_probabilities(run: Path, table: Table, setup: Setup, base: str | No
     scorer = LabelScorer(rows, cache_of=lambda *_: None)  # each row is seen once: nothing to keep
     found: Array = np.exp(Calibration.none(len(plan.words)).log_probabilities(scorer.log_likelihoods(route)))
     return found
+
+
+def hidden_states(run: Path, table: Table, base: str | None) -> Array:
+    """Numbers of texts (N, width) for a QNN that reads language features.
+
+    Args:
+        run: the run folder; `features.safetensors` in its `model/` is read.
+        table: the rows, with texts.
+        base: the base model's folder, hub id or name; default: what the run had.
+
+    Raises:
+        RunFolderError: the folder is damaged.
+        LanguageError: packages are missing, or the base model is another one or not to be had.
+    """
+    need_packages()
+    from llm_qfl.language.feature_model import language_features
+
+    name = base or configured_base(run)
+    if name is None:
+        raise RunFolderError(f"{run}: its config.json names no language model; name the base model with --base")
+    return language_features(run / "model", table.texts, name, models_folder())
 
 
 def _full_model(run: Path, tuned: TunedAdapter) -> tuple[Route, BaseModel]:

@@ -48,7 +48,7 @@ class TunedAdapter:
         if self.base_name.startswith("tiny"):
             return 0
         try:
-            place = resolve_folder(self.base_name, _models())
+            place = resolve_folder(self.base_name, models_folder())
         except LanguageError as error:
             raise LanguageError(f"{error}; where the base model is another folder, name it with --base") from error
         family_of(read_config(place))
@@ -70,7 +70,7 @@ class TunedAdapter:
         from llm_qfl.language.models import load_base
 
         self.base_size()
-        base = load_base(self.base_name, _models())
+        base = load_base(self.base_name, models_folder())
         check_base(base, self.read, self.folder)
         return base
 
@@ -97,7 +97,7 @@ def open_adapter(run: Path, base: str | None = None) -> TunedAdapter:
         )
     read = read_adapter(folder)
     _check_config(folder, read)
-    return TunedAdapter(folder, read, base or _configured(run) or read.base_name)
+    return TunedAdapter(folder, read, base or configured_base(run) or read.base_name)
 
 
 def run_value(run: Path, key: str) -> Any:  # noqa: ANN401 - a JSON value
@@ -131,11 +131,12 @@ def need_packages() -> None:
         )
 
 
-def _models() -> Path:
+def models_folder() -> Path:
+    """Where converted models lie."""
     return default_folder() / "models"
 
 
-def _configured(run: Path) -> str | None:
+def configured_base(run: Path) -> str | None:
     """The base model as the run had it: the adapter folder keeps a local folder's last name only."""
     name = run_value(run, "language.model")
     if not isinstance(name, str) or name == "none":

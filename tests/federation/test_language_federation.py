@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord
 from client_app import language as site_side
 from client_app.data import site_texts
 from client_app.language import SiteLanguage, why_not
+from llm_qfl.cli.predict import predict_rows
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import ConfigError, LanguageError
 from llm_qfl.federation.records import ModelOffer, language_bytes
@@ -421,6 +422,26 @@ def test_hidden_states_are_the_rows_numbers(tmp_path, reviews):
         offer, arrays=fresh.offer().arrays, emulator_digest=fresh.offer().emulator_digest))  # fmt: skip
     np.testing.assert_allclose(site.features(TEXTS[:5]), session.features(TEXTS[:5]), atol=1e-5)
     assert session.features(TEXTS[:2]).shape == (2, 32)
+
+
+def test_a_run_folder_predicts_from_texts(tmp_path, reviews):
+    """The distributed model of before the first round is in the folder, though the emulator was aligned again."""
+    keys = {**reviews, "data.encoding": "language", "language.align-every": 1, "language.method": "fedbiot"}
+    run = federate(tmp_path, keys, output=tmp_path / "runs")
+    opened = run.finished.opened
+    data = tmp_path / "new.csv"
+    data.write_text("text\n" + "".join(f"{text}\n" for text in TEXTS[:6]))
+    found, names = predict_rows(run.folder, data)
+    features = opened.setup.feature_map.transform(session_of(run).features(TEXTS[:6]))
+    expected = np.exp(opened.model.log_probabilities(run.finished.state.theta, features))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert names == opened.setup.class_names
+    with pytest.raises(LanguageError, match="made with tiny"):
+        predict_rows(run.folder, data, base="tiny-5")
+    path = run.folder / "model" / "features.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(LanguageError, match="copy it again"):
+        predict_rows(run.folder, data)
 
 
 def test_a_site_without_the_model_has_no_numbers_for_texts(tmp_path, reviews):
