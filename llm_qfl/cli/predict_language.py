@@ -91,6 +91,8 @@ def hidden_states(run: Path, table: Table, base: str | None) -> Array:
     name = base or configured_base(run)
     if name is None:
         raise RunFolderError(f"{run}: its config.json names no language model; name the base model with --base")
+    if table.texts is None:
+        raise RunFolderError(f"{run}: its model/features.json names no text column; copy it again")
     return language_features(run / "model", table.texts, name, models_folder())
 
 
