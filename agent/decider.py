@@ -1,9 +1,10 @@
 """Decides every round of a run: the fixed plan's budget, a rule, or the policy with the rule behind it.
 
     decider.decide(server_round, sites) -> Decision     before a round
-    decider.close(record) -> reward                     after it
+    decider.close_round(summary) -> reward              after it (or `close`, of a round that is numbers already)
 
-It keeps the history and the sites' budgets, and nothing else; equal inputs give equal decisions.
+It keeps the history, the sites' budgets and the language model's losses, and nothing else; equal inputs give equal
+decisions.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from agent import shield as guard
 from agent.actions import Action, Clients, Halt
 from agent.budgets import remaining
 from agent.choice import Deadline, Fallback, Probabilities, Scorer, Trust, ask, pick
-from agent.decisions import Decision, Proposal
-from agent.history import History, RoundRecord
+from agent.decisions import Decision, Json, Proposal
+from agent.history import History, RoundRecord, Teachers, record_of
 from agent.memory import Memory
 from agent.rewards import DEFAULT as REWARD
 from agent.rewards import step_reward
@@ -29,6 +30,7 @@ from agent.termination import Stop, Termination
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.seeding import SERVER, stream
+from llm_qfl.federation.types import RoundSummary
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Decider:
         self.agent, self.setting, self.means = agent, setting, means
         self.history = History()
         self.decisions: list[Decision] = []
+        self.past: tuple[Json, ...] = ()
+        """Lines of the decisions before a checkpoint that the run went on from."""
+        self.teachers = Teachers()
         self._regulation = Regulation.of(agent, setting.cost)
         self._stops = Termination.of(agent, setting.classes, setting.rounds)
         self._selector = Selector.of(agent, means.seed)
@@ -82,12 +87,19 @@ class Decider:
     @property
     def memory(self) -> Memory:
         """What the next decision depends on, for a checkpoint."""
-        return Memory(self.history, dict(self._budgets), dict(self._next))
+        return Memory(self.history, dict(self._budgets), dict(self._next), self.teachers, tuple(self._fired))
 
-    def remember(self, memory: Memory) -> None:
-        """Go on from a checkpoint; the next round decides as if the run had never stopped."""
-        self.history = memory.history
+    def remember(self, memory: Memory, lines: Sequence[Json] = ()) -> None:
+        """Go on from a checkpoint; the next round decides as if the run had never stopped.
+
+        Args:
+            memory: what was remembered.
+            lines: of `decisions.jsonl` so far.
+        """
+        self.history, self.teachers, self.past = memory.history, memory.teachers, tuple(lines)
         self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
+        self._fired = list(memory.fired)
+        self._regulated = dict(self._fired[-1]) if self._fired else {}
 
     @property
     def regulated(self) -> Mapping[str, Regulated]:
@@ -117,6 +129,11 @@ class Decider:
         self._next |= decision.budgets
         return decision
 
+    def close_round(self, summary: RoundSummary) -> float | None:
+        """Take a closed round in, with the language model's losses as they stand after it; see `close`."""
+        self.teachers = self.teachers.after(summary)
+        return self.close(record_of(summary, self.teachers.sites, self.teachers.server))
+
     def close(self, record: RoundRecord) -> float | None:
         """Take a closed round in.
 
@@ -140,7 +157,9 @@ class Decider:
         if before is None or after is None or not first:  # a first loss of 0 leaves nothing to win
             return None
         earned = self.history.rounds[-1 - self.setting.lag]
-        violated = any(one.server_round == earned.server_round and one.edits for one in self.decisions)
+        violated = any(one.server_round == earned.server_round and one.edits for one in self.decisions) or any(
+            line["round"] == earned.server_round and line["shield_edits"] for line in self.past
+        )
         cost = self.setting.prices.of_round(earned) / self.setting.full_cost if self.setting.full_cost else 0.0
         return step_reward(after - before, first, cost, REWARD, violated=violated)
 

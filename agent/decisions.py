@@ -183,34 +183,41 @@ class Conduct:
         }
 
 
-def conduct(mode: Mode, decisions: Sequence[Decision], max_fallback: float) -> Conduct:
+def conduct(
+    mode: Mode, decisions: Sequence[Decision], max_fallback: float, past: Sequence[Mapping[str, Any]] = ()
+) -> Conduct:
     """Sum a run's decisions up.
 
     Args:
         mode: `agent.mode`.
         decisions: of the run.
         max_fallback: share of fallbacks above which the run is the rule's.
+        past: lines of decisions before those, where the run went on from a checkpoint.
     """
-    no_history = [one for one in decisions if one.fallback is not None and not one.fallback.counts]
-    fallen = [one for one in decisions if one.fallback is not None and one.fallback.counts]
-    asked = [one for one in decisions if one.probabilities]
-    own = [one.milliseconds for one in decisions if one.by == "policy"]
+    lines = [*past, *(decision_line(one) for one in decisions)]
+    fallbacks = [line["fallback"] for line in lines if line["fallback"] is not None]
+    fallen = [one for one in fallbacks if one["counts"]]
+    asked = [line["probabilities"] for line in lines if line["probabilities"]]
+    own = [float(line["milliseconds"]) for line in lines if line["by"] == "policy"]
     reasons: dict[str, int] = {}
     for one in fallen:
-        if one.fallback is not None:
-            reasons[one.fallback.reason] = reasons.get(one.fallback.reason, 0) + 1
-    with_history = len(decisions) - len(no_history)
+        reasons[one["reason"]] = reasons.get(one["reason"], 0) + 1
+    with_history = len(lines) - (len(fallbacks) - len(fallen))
     kind: str = mode
     if mode == "policy" and (not own or len(fallen) > max_fallback * with_history):
         kind = "rule"
     return Conduct(
         kind=kind,
-        decisions=len(decisions),
+        decisions=len(lines),
         with_history=with_history,
         fallbacks=len(fallen),
         reasons=dict(sorted(reasons.items())),
-        information={name: mutual_information([one.probabilities[name] for one in asked]) for name in FIELDS}
+        information={name: mutual_information([_values(one[name]) for one in asked]) for name in FIELDS}
         if asked
         else {},
         milliseconds=float(np.median(own)) if own else None,
     )
+
+
+def _values(by_option: Mapping[str, float]) -> Array:
+    return np.array(list(by_option.values()), np.float64)

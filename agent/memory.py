@@ -1,6 +1,6 @@
 """What a `Decider` remembers, as JSON: for a checkpoint, so that a run that was killed decides as it would have.
 
-Decisions themselves are in `decisions.jsonl`; here is only what the next one depends on.
+Decisions themselves are in `decisions.jsonl`; here is only what the next one, and its line, depend on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.history import History, RoundRecord, SiteRecord
+from agent.history import History, RoundRecord, SiteRecord, Teachers
+from agent.rules import Regulated
 from llm_qfl.federation.errors import FederationError
 
 Json = dict[str, Any]
@@ -23,11 +24,15 @@ class Memory:
         history: closed rounds.
         budgets: evaluations that every site was given last.
         proposed: what the rule makes of them.
+        teachers: the language model's losses as they stand.
+        fired: what the rule did at each site that answered, round by round.
     """
 
     history: History = field(default_factory=History)
     budgets: Mapping[str, int] = field(default_factory=dict)
     proposed: Mapping[str, int] = field(default_factory=dict)
+    teachers: Teachers = field(default_factory=Teachers)
+    fired: tuple[Mapping[str, Regulated], ...] = ()
 
     def to_json(self) -> Json:
         """Plain values; floats come back exactly."""
@@ -35,6 +40,8 @@ class Memory:
             "rounds": [asdict(record) for record in self.history.rounds],
             "budgets": dict(self.budgets),
             "proposed": dict(self.proposed),
+            "teachers": {"sites": dict(self.teachers.sites), "server": self.teachers.server},
+            "fired": [{site: asdict(one) for site, one in done.items()} for done in self.fired],
         }
 
     @classmethod
@@ -47,12 +54,14 @@ class Memory:
         try:
             rounds = tuple(_record(one) for one in data["rounds"])
             budgets, proposed = _budgets(data["budgets"]), _budgets(data["proposed"])
+            teachers = _teachers(data["teachers"])
+            fired = tuple({str(site): Regulated(**one) for site, one in done.items()} for done in data["fired"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FederationError(
                 f"checkpoint: the memory of decisions cannot be read ({type(error).__name__}: {error}); "
                 "start the run anew"
             ) from error
-        return cls(History(rounds), budgets, proposed)
+        return cls(History(rounds), budgets, proposed, teachers, fired)
 
 
 def _record(data: Mapping[str, Any]) -> RoundRecord:
@@ -62,3 +71,9 @@ def _record(data: Mapping[str, Any]) -> RoundRecord:
 
 def _budgets(data: Mapping[str, Any]) -> dict[str, int]:
     return {str(site): int(budget) for site, budget in data.items()}
+
+
+def _teachers(data: Mapping[str, Any]) -> Teachers:
+    server = data["server"]
+    sites = {str(site): float(loss) for site, loss in data["sites"].items()}
+    return Teachers(sites, None if server is None else float(server))

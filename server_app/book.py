@@ -34,6 +34,7 @@ class FolderBook:
     def __init__(self, ledger: Ledger, display: Display) -> None:
         self._ledger, self._display, self.run_id = ledger, display, ledger.run_id
         self._language: LanguageSession | None = None
+        self._decider: Decider | None = None
 
     def note(self, text: str) -> None:
         """Show what takes long before and between rounds."""
@@ -41,7 +42,7 @@ class FolderBook:
 
     def begin(self, opened: Opened) -> None:
         """Write `config.json` and show the head of the run."""
-        self._language = opened.language
+        self._language, self._decider = opened.language, opened.decider
         about = config_json(self._ledger.run_id, opened)
         self._ledger.write_json("config.json", about)
         self._display.start(opened.config, about["sites"])
@@ -50,6 +51,9 @@ class FolderBook:
         """Checkpoint, then the ledger's line, then the terminal's."""
         line = round_line(summary)
         self._ledger.checkpoint(state)
+        if self._decider is not None:
+            line |= rule_json(self._decider, summary)
+            self._ledger.checkpoint_json("decider", self._decider.memory.to_json())
         if self._language is not None and summary.language is not None:
             self._ledger.checkpoint_language(self._language.server.state())
         self._ledger.append_round(line)
@@ -190,11 +194,20 @@ def versions() -> dict[str, str]:
     return {"llm-qfl": __version__, **{name: version(name) for name in LIBRARIES}}
 
 
+def rule_json(decider: Decider, summary: RoundSummary) -> Json:
+    """L_i of the sites of a round (their F_i is `trained_loss`), nats, and what the ratio rule made of both."""
+    losses = decider.teachers.sites
+    return {
+        "language_losses": {report.site: losses.get(report.site) for report in summary.reports},
+        "regulated": {site: one.fired for site, one in sorted(decider.regulated.items())},
+    }
+
+
 def _policy_json(decider: Decider | None, config: RunConfig) -> Json | None:
     """Who decided, how often the rule had to, and how often the rule did something; None where all rounds are alike."""
     if decider is None:
         return None
-    found = conduct(config.agent.mode, decider.decisions, config.agent.max_fallback)
+    found = conduct(config.agent.mode, decider.decisions, config.agent.max_fallback, decider.past)
     fired = decider.fired
     return {
         **found.as_json(),

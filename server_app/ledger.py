@@ -79,6 +79,11 @@ class Ledger:
         """Adapter and emulator after a round that changed them, atomically."""
         self._save("language", arrays)
 
+    def checkpoint_json(self, name: str, value: Json) -> None:
+        """Something else that the next round depends on, atomically."""
+        (self.folder / "checkpoint").mkdir(exist_ok=True)
+        self.write_json(f"checkpoint/{name}.json", value)
+
     def _save(self, name: str, arrays: Mapping[str, Any]) -> None:
         folder = self.folder / "checkpoint"
         folder.mkdir(exist_ok=True)

@@ -25,7 +25,6 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from agent.decider import Decider
 from agent.decisions import Decision
-from agent.history import Teachers, record_of
 from agent.termination import Stop
 from llm_qfl.federation.aggregation import aggregate
 from llm_qfl.federation.records import (
@@ -64,7 +63,7 @@ class QNNStrategy(Strategy):
         told: Tell | None = None,
     ) -> None:
         self._terms, self._scorer, self._close = terms, scorer, close
-        self._decider, self._tell, self._teachers = decider, told, Teachers()
+        self._decider, self._tell = decider, told
         self.stop: Stop | None = None
         """Why the run ended before its last round, or None."""
         self._tasks = Tasks(terms)
@@ -190,21 +189,18 @@ class QNNStrategy(Strategy):
             entered=tuple((one.report.site, one.report.server_round, one.factor) for one in due) if enough else (),
             language=language,
         )
+        reward = None if self._decider is None else self._decider.close_round(summary)
         self._close(summary, new)
-        self._decided(summary)
+        self._decided(server_round, reward)
         metrics = MetricRecord({"num-examples": sum(report.num_examples for report in reports)})
         return (state_record(new) if enough else None), metrics
 
-    def _decided(self, summary: RoundSummary) -> None:
-        """The decider learns what became of the round, and its decision is told."""
-        if self._decider is None:
+    def _decided(self, server_round: int, reward: float | None) -> None:
+        """A decision is told when its round has closed; a closing round has none."""
+        if self._decider is None or self._tell is None or not self._decider.decisions:
             return
-        self._teachers = self._teachers.after(summary)
-        reward = self._decider.close(record_of(summary, self._teachers.sites, self._teachers.server))
-        decision = self._decider.decisions[-1] if self._decider.decisions else None
-        if self._tell is None or decision is None or decision.stop is not None:
-            return
-        if decision.server_round == summary.server_round:
+        decision = self._decider.decisions[-1]
+        if decision.stop is None and decision.server_round == server_round:
             self._tell(decision, reward, self._decider.reward_round)
 
     def _begin(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> tuple[GlobalState, set[str]]:

@@ -8,7 +8,7 @@ from agent.actions import SIZES, Budget, Clients, Halt, Lambda, Select
 from agent.budgets import StepCost
 from agent.decider import Decider, Means
 from agent.decisions import conduct, decision_line
-from agent.history import RoundRecord, SiteRecord
+from agent.history import RoundRecord, SiteRecord, Teachers
 from agent.memory import Memory
 from agent.prices import Prices
 from agent.shield import allowed_of
@@ -317,13 +317,29 @@ def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode):
         return plans
 
     options = {"select": "oort", "fairness_window": 4, "fraction": 0.5}
-    whole = go_on(decider(mode, scorer(), **options), 1, 9)
+    undisturbed = decider(mode, scorer(), **options)
+    whole = go_on(undisturbed, 1, 9)
     killed = decider(mode, scorer(), **options)
     before = go_on(killed, 1, 5)
     written = json.dumps(killed.memory.to_json(), allow_nan=False)
+    lines = [json.loads(json.dumps(decision_line(one))) for one in killed.decisions]
     again = decider(mode, scorer(), **options)
-    again.remember(Memory.from_json(json.loads(written)))
+    again.remember(Memory.from_json(json.loads(written)), lines)
     assert before + go_on(again, 5, 9) == whole
+    assert again.fired == undisturbed.fired
+    assert again.decisions[0].regulated == undisturbed.decisions[4].regulated
+    first, second = (
+        conduct(mode, run.decisions, 0.2, run.past).as_json() | {"milliseconds": 0} for run in (undisturbed, again)
+    )
+    assert first == second
+
+
+def test_the_language_models_losses_are_remembered():
+    run = decider("llm-qfl-all")
+    run.teachers = Teachers({"a": 0.25}, 0.5)
+    again = decider("llm-qfl-all")
+    again.remember(Memory.from_json(json.loads(json.dumps(run.memory.to_json()))))
+    assert again.teachers == run.teachers
 
 
 @pytest.mark.parametrize("data", [{}, {"rounds": [{}], "budgets": {}, "proposed": {}}, {"rounds": 3}])
