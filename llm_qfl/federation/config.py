@@ -18,6 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.config_agent import AgentConfig, agent_problems
 from llm_qfl.federation.config_language import LanguageConfig
+from llm_qfl.federation.config_privacy import PrivacyConfig, privacy_problems
+from llm_qfl.federation.config_robust import RobustKeys
 from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.section import Fraction, PositiveInt, Section
 
@@ -37,7 +39,7 @@ NOT_NUMBERS = frozenset(
 )
 
 
-class ServerConfig(Section):
+class ServerConfig(RobustKeys):
     """How the federation is run."""
 
     rounds: PositiveInt = 20
@@ -200,6 +202,7 @@ class RunConfig(Section):
     baselines: BaselinesConfig = BaselinesConfig()
     language: LanguageConfig = LanguageConfig()
     agent: AgentConfig = AgentConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
 
     @model_validator(mode="after")
     def _cross_checks(self) -> RunConfig:
@@ -256,6 +259,7 @@ SECTIONS: dict[str, type[Section]] = {
     "baselines": BaselinesConfig,
     "language": LanguageConfig,
     "agent": AgentConfig,
+    "privacy": PrivacyConfig,
 }
 
 
@@ -299,7 +303,7 @@ def _cross_problems(config: RunConfig) -> list[str]:
     problems += _source_problems("data.test", data.test, ("server", "federated"), ("file:",))
     problems += _source_problems("data.validation", data.validation, ("server", "federated"), ("file:",))
     problems += _backend_problems(config) + _language_problems(config)
-    problems += agent_problems(config.agent, config.language)
+    problems += agent_problems(config.agent, config.language) + privacy_problems(config)
     classes = data.class_list
     if classes is not None and (len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes):
         problems.append(f"data.classes: expected 'all' or at least two different labels (0,1), got {data.classes!r}")
