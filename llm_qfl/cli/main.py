@@ -9,6 +9,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from llm_qfl.cli import deploy_commands
 from llm_qfl.federation.errors import LlmQflError
 
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(deploy_commands.app, name="deploy", rich_help_panel="Deployment")
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Overrides = Annotated[
