@@ -90,7 +90,7 @@ class Teachers:
     """The language model's losses as they stand: between two rounds that train the adapter they stay what they were.
 
     Attributes:
-        sites: L_i of the adapter that each site tuned last, nats.
+        sites: L_i of the adapter that each site tuned (or, where it has not tuned this version, was sent) last, nats.
         server: L_s, of the averaged adapter, or None.
     """
 
@@ -108,6 +108,8 @@ class Teachers:
             if loss is not None:
                 sites[report.site] = loss
         server, beside = self.server, summary.language
+        if beside is not None:
+            sites |= {site: scores.loss for site, scores in beside.taught.items() if scores.loss is not None}
         for scores in () if beside is None else (beside.validation, beside.full_validation):
             server = server if scores is None or scores.loss is None else scores.loss
         return Teachers(sites, server)

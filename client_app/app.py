@@ -55,13 +55,16 @@ def train(message: Message, context: Context) -> Message:
     work = prepare(message, context)
     if work.task.plan is None:
         raise RecordError("plan: expected a ConfigRecord in a train task, got none")
-    answer, problem = None, ""
-    if work.language is not None and work.task.language is not None and work.task.language.train:
-        answer, problem = work.language.train(work.setup, work.task.plan.server_round)
+    answer, teacher, problem = None, None, ""
+    if work.language is not None and work.task.language is not None:
+        if work.task.language.train:
+            answer, problem = work.language.train(work.setup, work.task.plan.server_round)
+        elif work.task.language.teach:
+            teacher, problem = work.language.teach(work.setup)
     soft = work.soft_labels() if work.task.plan.distill_weight else None
     with closing(work.qnn) as qnn:
         report = local_round(work.task.state, work.task.plan, work.partition, qnn, work.baselines, work.config, soft)
-    report = replace(report, language=answer, language_problem=problem)
+    report = replace(report, language=answer, language_problem=problem, teacher=teacher)
     return Message(encode_report(report, work.qnn.model.parameter_names, work.fingerprint), reply_to=message)
 
 

@@ -246,8 +246,19 @@ class SiteLanguage:
             frozen_dtype=str(client.frozen_dtype).removeprefix("torch."),
         )
 
+    def teach(self, setup: Setup) -> tuple[Scores | None, str]:
+        """Score the adapter as it came, which this site does not tune, and keep its soft labels; or why not."""
+        try:
+            view = self._view(setup)
+            scores = self._held_out(view, setup, "validation").scores(self.client.route())
+            if self._config.agent.distills:
+                self._teach(view, setup)
+            return scores, ""
+        except FAILURES as error:
+            return None, _told(error)
+
     def _teach(self, view: TaskView, setup: Setup) -> None:
-        """Keep what the tuned adapter says of the training rows: the QNN's soft labels until the next tuning."""
+        """Keep what the adapter says of the training rows: the QNN's soft labels until another version comes."""
         from llm_qfl.language.soft_labels import soft_labels
 
         texts, _ = self._texts(setup, "train")

@@ -42,7 +42,7 @@ class Work:
     settings: NodeSettings | None = None
 
     def soft_labels(self) -> Array | None:
-        """What the adapter that this site tuned last says of its training rows; None where it never tuned one."""
+        """What the adapter that this site tuned or was sent last says of its training rows; None where it had none."""
         if self.settings is None:
             return None
         from client_app.language import Held

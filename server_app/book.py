@@ -55,7 +55,9 @@ class FolderBook:
             line |= rule_json(self._decider, summary)
             self._ledger.checkpoint_json("decider", self._decider.memory.to_json())
         if self._language is not None and summary.language is not None:
-            self._ledger.checkpoint_language(self._language.server.state())
+            if summary.language.sites:  # else the adapter was scored at most
+                self._ledger.checkpoint_language(self._language.server.state())
+            self._ledger.checkpoint_json("adapters", self._language.exchange.memory())
         self._ledger.append_round(line)
         self._display.round(line)
 

@@ -76,6 +76,10 @@ def round_json(found: LanguageRound | None) -> Json | None:
         "answers": [_answer_json(site, answer) for site, answer in sorted(found.answers.items())],
         "rejected": dict(found.rejected),
         "dropped": list(found.dropped),
+        "taught": [
+            {"site": site, **(language_scores_json(scores) or {"loss": None})}
+            for site, scores in sorted(found.taught.items())
+        ],
         "aggregated": found.aggregated,
         "validation": language_scores_json(found.validation),
         "full_validation": language_scores_json(found.full_validation),

@@ -42,6 +42,9 @@ class AdapterRounds:
         self._session, self._language = session, session.config.language.effective()
         self._open: dict[int, Sent] = {}
         self._holds: set[tuple[str, str]] = set()  # (site, digest of the emulator that it holds)
+        self._version = 0  # of the adapter: how often it was averaged
+        self._taught: dict[str, int] = {}  # site -> version that its L_i and its soft labels are of
+        self._scoring: dict[str, tuple[int, str]] = {}  # site -> version and emulator that it was sent to score
         self.own: dict[str, Matrices] = {}
         """The sites' adapters, where nothing is averaged."""
         self.bytes_up = self.bytes_down = 0
@@ -74,19 +77,23 @@ class AdapterRounds:
             return None
         opened = None if final else self._open.get(server_round)
         train = opened is not None and site in self._session.trainers
-        if not (train or final or self._session.makes_features):
+        teach = not (train or final) and self._lacks(site)
+        if not (train or final or teach or self._session.makes_features):
             return None
         sent = opened.broadcast if opened is not None else self._session.server.broadcast(emulator=True)
         holds = (site, sent.emulator_digest) in self._holds or not sent.emulator_digest
         arrays = {k: v for k, v in sent.arrays.items() if not (holds and k.startswith("emulator/"))}
         if opened is not None and train:
             opened.asked.append(site)
+            self._scoring.pop(site, None)
+        if teach:
+            self._scoring[site] = (self._version, sent.emulator_digest)
         steps = self._language.steps
         return LanguageTask(
             self._session.source,
             self._session.exported.sha256,
             self._session.libraries,
-            arrays if train or final or not holds else {},
+            arrays if train or final or teach or not holds else {},
             sent.adapter_digest,
             sent.emulator_digest,
             sent.first_digest,
@@ -94,7 +101,25 @@ class AdapterRounds:
             score=final,
             offset=opened.index * steps if opened is not None else 0,
             total=len(self._session.rounds) * steps,
+            teach=teach,
         )
+
+    def _lacks(self, site: str) -> bool:
+        """Does a rule or the policy need this site's L_i, and is there none of the adapter's version?
+
+        Sites that are chosen for the first time between two rounds that train the adapter: they score it as it is,
+        once a version.
+        """
+        return self._session.config.agent.regulates and self._taught.get(site) != self._version
+
+    def memory(self) -> dict[str, Any]:
+        """Which sites' losses are of which version, for a checkpoint."""
+        return {"version": self._version, "taught": dict(self._taught)}
+
+    def remember(self, data: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._version = int(data["version"])
+        self._taught = {str(site): int(version) for site, version in data["taught"].items()}
 
     def was_sent(self, size: int) -> None:
         """Count the bytes of a language part that went down."""
@@ -115,19 +140,25 @@ class AdapterRounds:
             late: accepted replies to earlier rounds; their language part is dropped.
 
         Returns:
-            None where nothing was trained and nothing dropped.
+            None where nothing was trained, scored or dropped.
         """
-        dropped = tuple(report.site for report in late if report.language is not None or report.language_problem)
+        taught, failed = self._scored((*reports, *late))
+        dropped = tuple(
+            report.site
+            for report in late
+            if report.language is not None or (report.language_problem and report.site not in failed)
+        )
         up = sum(r.language.bytes_up for r in (*reports, *late) if r.language is not None)
         self.bytes_up += up
         opened = self._open.get(server_round)
-        if opened is None and not dropped:
+        if opened is None and not (dropped or taught or failed):
             return None
         asked = opened.asked if opened is not None else []
         answers, arrays, rejected = self._accepted(opened, reports)
         enough = bool(answers) and len(answers) >= math.ceil(self._session.config.server.quorum * len(asked))
         if enough and opened is not None:
             self._average(opened.broadcast, answers, arrays, reports)
+        self._taught |= dict.fromkeys(answers, self._version)
         for site in set(asked) - set(answers):
             self.lost(site)
         validation, full = self._validation(server_round, answers, enough=enough)
@@ -136,7 +167,7 @@ class AdapterRounds:
         return LanguageRound(
             sites=tuple(sorted(asked)),
             answers=answers,
-            rejected=rejected,
+            rejected={**rejected, **failed},
             dropped=dropped,
             aggregated=enough,
             validation=validation,
@@ -147,7 +178,30 @@ class AdapterRounds:
             bytes_down=self.bytes_down - self._down_before,
             align_seconds=seconds,
             align_loss=loss,
+            taught=taught,
         )
+
+    def _scored(self, reports: Sequence[ClientReport]) -> tuple[dict[str, Scores], dict[str, str]]:
+        """Scores of sites that were sent the adapter to score it, and why others have none; those are asked again."""
+        taught: dict[str, Scores] = {}
+        failed: dict[str, str] = {}
+        for report in reports:
+            if report.site not in self._scoring or report.language is not None:
+                continue
+            version, emulator = self._scoring.pop(report.site)
+            if report.teacher is None:
+                failed[report.site] = report.language_problem or "the reply has no language part"
+            elif len(report.teacher.rows) != self._session.counts:
+                failed[report.site] = (
+                    f"scores: expected counts of {self._session.counts} classes, got {len(report.teacher.rows)}"
+                )
+            else:
+                taught[report.site] = report.teacher
+                self._taught[report.site] = version
+                self.hold([report.site], emulator)
+        for site in failed:
+            self.lost(site)
+        return taught, failed
 
     def _accepted(
         self, opened: Sent | None, reports: Sequence[ClientReport]
@@ -204,6 +258,7 @@ class AdapterRounds:
         if not self._language.federated:
             self.own |= arrays
             return
+        self._version += 1
         by_rows = self._session.config.server.weighting == "examples"
         weights = {report.site: float(report.num_examples) if by_rows else 1.0 for report in reports}
         self._session.server.aggregate([(arrays[site], sent.adapter_digest, weights[site]) for site in sorted(answers)])

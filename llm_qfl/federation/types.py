@@ -202,6 +202,8 @@ class LanguageRound:
     align_seconds: float | None = None
     align_loss: float | None = None
     """Boundary loss of the last alignment step, where this round was followed by alignment."""
+    taught: Mapping[str, Scores] = field(default_factory=dict)
+    """Sites that scored the adapter without tuning it: they had none of this version."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +235,8 @@ class ClientReport:
     language: LanguageAnswer | None = None
     language_problem: str = ""
     """Why there is no language part although one was asked for, or why it cannot be read."""
+    teacher: Scores | None = None
+    """Of the adapter that was sent to be scored, not tuned, on the site's validation rows; its mean is L_i."""
 
 
 @dataclass(frozen=True, eq=False)

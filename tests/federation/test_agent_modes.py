@@ -54,13 +54,21 @@ def test_a_mode_runs_to_its_end_and_says_who_decided(tmp_path, mode):
         assert sum(line["plan"]["budgets"].values()) >= line["evaluations"]
     assert all(line["regulated"] for line in decisions[1:])
     ratios = [one["ratio"] for line in decisions[1:] for one in line["regulated"].values()]
-    if mode == "llm-qfl-all":
-        assert None not in ratios  # both losses are there
-    else:  # a site that is first asked between two adapter rounds has no language loss yet, and says so
-        whys = [one["why"] for line in decisions[1:] for one in line["regulated"].values() if one["ratio"] is None]
-        assert set(whys) <= {"no language loss"}
-    taught = [report.distill_weight for summary in run.finished.rounds for report in summary.reports]
-    assert max(taught) == 0.3
+    assert None not in ratios  # both losses are there, of a site that is first asked between two adapter rounds, too
+    weights = [report.distill_weight for summary in run.finished.rounds for report in summary.reports]
+    assert set(weights) == {0.3}  # and so are soft labels
+    tuned, scored = set(), []
+    for line in lines(run, "rounds.jsonl"):
+        version = (line["round"] - 1) // 2  # an adapter round every two
+        part = line["language"] or {"answers": [], "taught": []}
+        tuned |= {(one["site"], version) for one in part["answers"]}
+        scored += [(one["site"], version) for one in part["taught"]]
+        came = {one["site"] for one in line["clients"]}
+        assert came == set(line["language_losses"])
+        assert {(site, version) for site in came} <= tuned | set(scored)
+    assert len(scored) == len(set(scored))  # once a version
+    assert not tuned & set(scored)
+    assert bool(scored) == (mode != "llm-qfl-all")
 
 
 def test_soft_labels_change_the_weights_and_a_weight_of_zero_does_not(tmp_path):

@@ -22,6 +22,7 @@ from llm_qfl.federation.records.fields import (
     read_float,
     read_int,
     read_metrics,
+    read_numpy,
     read_scores,
     read_string,
     read_strings,
@@ -30,6 +31,7 @@ from llm_qfl.federation.records.fields import (
 from llm_qfl.federation.types import LanguageAnswer, Scores
 
 ARRAYS, META, METRICS, LIBRARIES = "language", "language-meta", "language-metrics", "language-libraries"
+TEACHER = "teacher"
 ROUTES = ("compressed-zero-shot", "adap-emu")
 """What sites can score: the compressed model without and with the adapter."""
 _KINDS = (np.float32, np.float16, np.int8)
@@ -71,6 +73,7 @@ class LanguageTask:
         first_digest: of the emulator as it was first distributed.
         train: are there steps to do? Else the task is about features or scores alone.
         score: are scores asked for?
+        teach: shall the site score the adapter as it is on its validation rows, and keep its soft labels?
         offset: language steps of the run before this round.
         total: language steps of the whole run.
     """
@@ -86,6 +89,7 @@ class LanguageTask:
     score: bool
     offset: int = 0
     total: int = 0
+    teach: bool = False
 
 
 def put_offer(content: RecordDict, offer: ModelOffer) -> None:
@@ -131,6 +135,7 @@ def put_task(content: RecordDict, task: LanguageTask) -> None:
         "first-digest": task.first_digest,
         "train": task.train,
         "score": task.score,
+        "teach": task.teach,
         "offset": task.offset,
         "total": task.total,
     }
@@ -148,7 +153,7 @@ def read_task(content: RecordDict) -> LanguageTask | None:
     if META not in content:
         return None
     meta = read_config(content, META)
-    flags = {key: meta.get(key) for key in ("train", "score")}
+    flags = {key: meta.get(key) for key in ("train", "score", "teach")}
     for key, flag in flags.items():
         if not isinstance(flag, bool):
             raise RecordError(f"{key}: expected true or false, got {flag!r}")
@@ -164,7 +169,27 @@ def read_task(content: RecordDict) -> LanguageTask | None:
         score=bool(flags["score"]),
         offset=read_int(meta, "offset"),
         total=read_int(meta, "total"),
+        teach=bool(flags["teach"]),
     )
+
+
+def put_teacher(content: RecordDict, scores: Scores) -> None:
+    """Add the scores of an adapter that was not tuned to a site's reply."""
+    content[METRICS] = MetricRecord(dict(scores_metrics(TEACHER, scores)))
+    content[META] = ConfigRecord({"problem": "", "kind": TEACHER})
+
+
+def read_teacher(content: RecordDict) -> tuple[Scores | None, str]:
+    """What `put_teacher` wrote and an empty string, or None and what is wrong with it (empty: there is none)."""
+    meta = content.get(META)
+    if not isinstance(meta, ConfigRecord) or meta.get("kind") != TEACHER:
+        return None, ""
+    try:
+        metrics = read_metrics(content, METRICS)
+        classes = len(metrics.get(f"{TEACHER}-rows") or [])  # type: ignore[arg-type]
+        return read_scores(metrics, TEACHER, classes), ""
+    except (RecordError, TypeError) as error:
+        return None, f"{type(error).__name__}: {error}"
 
 
 def put_answer(content: RecordDict, answer: LanguageAnswer | None, problem: str) -> None:
@@ -202,7 +227,7 @@ def read_answer(content: RecordDict) -> tuple[LanguageAnswer | None, str]:
     try:
         meta = read_config(content, META)
         problem = read_string(meta, "problem")
-        if problem:
+        if problem or meta.get("kind") == TEACHER:
             return None, problem[:500]
         metrics = read_metrics(content, METRICS)
         classes = len(metrics.get("received-rows") or [])  # type: ignore[arg-type]
@@ -273,8 +298,8 @@ def read_language_arrays(content: RecordDict) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
     for key, value in record.items():
         try:
-            array = value.numpy()  # numpy's own format, read without pickle
-        except (ValueError, TypeError, EOFError, OSError) as error:
+            array = read_numpy(value)
+        except Exception as error:  # bytes of a stranger: numpy's reader fails in many ways
             raise RecordError(f"{ARRAYS}: {key} cannot be read ({type(error).__name__})") from error
         if array.dtype not in _KINDS:
             raise RecordError(f"{ARRAYS}: {key} expected float32, float16 or int8, got {array.dtype}")

@@ -30,7 +30,14 @@ from llm_qfl.federation.records.fields import (
     scores_metrics,
     state_arrays,
 )
-from llm_qfl.federation.records.language import put_answer, put_scores, read_answer, read_language_scores
+from llm_qfl.federation.records.language import (
+    put_answer,
+    put_scores,
+    put_teacher,
+    read_answer,
+    read_language_scores,
+    read_teacher,
+)
 from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, Scores, Spent
 
 
@@ -79,7 +86,9 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
             "fingerprint": ConfigRecord(dict(fingerprint)),
         }
     )
-    if report.language is not None or report.language_problem:
+    if report.teacher is not None:
+        put_teacher(content, report.teacher)
+    elif report.language is not None or report.language_problem:
         put_answer(content, report.language, report.language_problem)
     return content
 
@@ -111,6 +120,7 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
     }
     spent = read_spent(metrics)
     language, problem = read_answer(content)
+    teacher, damage = read_teacher(content)
     return ClientReport(
         site=site,
         server_round=sent.server_round,
@@ -128,7 +138,8 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         bytes_up=content_bytes(content),
         distill_weight=read_float(metrics, "distill-weight"),
         language=language,
-        language_problem=problem,
+        language_problem=problem or damage,
+        teacher=teacher,
     )
 
 

@@ -15,10 +15,12 @@ from llm_qfl.federation.records.language import (
     put_offer,
     put_scores,
     put_task,
+    put_teacher,
     read_answer,
     read_language_scores,
     read_offer,
     read_task,
+    read_teacher,
 )
 from llm_qfl.federation.types import GlobalState, LanguageAnswer, Scores
 
@@ -78,14 +80,14 @@ def same_arrays(one, two):
 
 @given(matrix=arrays(np.float32, (2, 3), elements=st.floats(-1e6, 1e6, width=32)), offset=st.integers(0, 10**6))
 def test_a_task_s_part_survives_the_wire(matrix, offset):
-    sent = task(arrays={"adapter/1/q/A": matrix}, offset=offset, total=offset + 8)
+    sent = task(arrays={"adapter/1/q/A": matrix}, offset=offset, total=offset + 8, teach=offset % 2 == 0)
     state = GlobalState(1, np.zeros(1), ("t",), {})
     back = records.decode_task(
         records.encode_task(records.Task("a", state, None, None, "d", {}, language=sent))
     ).language
     same_arrays(sent.arrays, back.arrays)
     for name in ("source", "sha256", "libraries", "adapter_digest", "emulator_digest", "first_digest", "train",
-                 "score", "offset", "total"):  # fmt: skip
+                 "score", "teach", "offset", "total"):  # fmt: skip
         assert getattr(back, name) == getattr(sent, name)
 
 
@@ -115,6 +117,24 @@ def test_an_answer_survives_the_wire_and_its_bytes_are_counted():
         assert getattr(back, name) == getattr(answer(), name)
     assert back.trained.loss == pytest.approx(1.25 / 3)
     assert back.bytes_up == records.language_bytes(content) == records.content_bytes(content)
+
+
+def test_the_scores_of_an_adapter_that_was_not_tuned_survive_the_wire():
+    content = RecordDict()
+    put_teacher(content, SCORES)
+    found, problem = read_teacher(content)
+    assert problem == ""
+    assert (found.loss_sum, list(found.rows), list(found.correct)) == (
+        SCORES.loss_sum,
+        list(SCORES.rows),
+        list(SCORES.correct),
+    )
+    assert read_answer(content) == (None, "")
+    del content["language-metrics"]
+    found, problem = read_teacher(content)
+    assert found is None
+    assert "language-metrics" in problem
+    assert read_teacher(RecordDict()) == (None, "")
 
 
 def test_a_problem_is_passed_on_and_bounded():
