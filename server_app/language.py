@@ -299,8 +299,10 @@ class LanguageSession:
         if self.makes_features:
             save_feature_model(folder / "model", self.server, self.config.data.layer)
         if self._language.federated and self.trainers:
-            arrays = self.server.adapter_arrays()
-            export_adapter(folder / "adapter", self.server.base, self.server.adapter, arrays, card)
+            arrays, compressed = self.server.adapter_arrays(), self._language.compresses
+            export_adapter(
+                folder / "adapter", self.server.base, self.server.adapter, arrays, card, compressed=compressed
+            )
 
 
 def _from_sites(evaluations: Sequence[Evaluation], part: str) -> dict[str, RouteScores]:

@@ -46,7 +46,13 @@ class AdapterFolder:
 
 
 def export_adapter(
-    folder: Path, base: BaseModel, adapter: LoraAdapter, arrays: Mapping[str, np.ndarray], card: Mapping[str, str]
+    folder: Path,
+    base: BaseModel,
+    adapter: LoraAdapter,
+    arrays: Mapping[str, np.ndarray],
+    card: Mapping[str, str],
+    *,
+    compressed: bool = True,
 ) -> None:
     """Write the PEFT folder.
 
@@ -56,6 +62,7 @@ def export_adapter(
         adapter: gives shape and layers.
         arrays: its matrices, named by the layers of the full model.
         card: lines for the model card: what -> value (data set, method, scores, ...).
+        compressed: did sites hold a compressed model? For the card.
 
     Raises:
         LanguageError: where it cannot be written.
@@ -71,7 +78,7 @@ def export_adapter(
         (part / BASE_FILE).write_text(
             json.dumps({"name": name, "digest": base.digest, "lora": asdict(spec), "layers": layers}, indent=1)
         )
-        (part / "README.md").write_text(_card(name, base.digest, spec, layers, card))
+        (part / "README.md").write_text(_card(name, base.digest, spec, layers, card, compressed=compressed))
 
     write_folder(folder, write, size=sum(v.nbytes for v in arrays.values()), what="the adapter")
 
@@ -195,7 +202,13 @@ def _own_key(key: str) -> str:
     return f"{parts[4]}/{'.'.join(parts[5:-2])}/{parts[-2][-1]}"
 
 
-def _card(name: str, digest: str, spec: LoraSpec, layers: list[int], card: Mapping[str, str]) -> str:
+def _card(
+    name: str, digest: str, spec: LoraSpec, layers: list[int], card: Mapping[str, str], *, compressed: bool
+) -> str:
+    title = " on a compressed model (FedBiOT)" if compressed else ""
+    where = (
+        "a compressed model, each on its own rows; it is loaded on the full one:" if compressed else "their own rows:"
+    )
     lines = [f"| {key} | {value} |" for key, value in card.items()]
     return "\n".join(
         [
@@ -204,11 +217,11 @@ def _card(name: str, digest: str, spec: LoraSpec, layers: list[int], card: Mappi
             f"base_model: {name}",
             "tags: [lora, federated-learning]",
             "---",
-            "# Adapter tuned federated on a compressed model (FedBiOT)",
+            f"# Adapter tuned federated{title}",
             "",
             f"LoRA (rank {spec.rank}, alpha {spec.alpha:g}, {spec.modules}) on layers {layers} of the *full* model "
             f"`{name}`, SHA-256 `{digest}`.",
-            "Sites tuned it on a compressed model, each on its own rows; it is loaded on the full one:",
+            f"Sites tuned it on {where}",
             "",
             "```python",
             "from peft import PeftModel",
@@ -219,8 +232,8 @@ def _card(name: str, digest: str, spec: LoraSpec, layers: list[int], card: Mappi
             "|---|---|",
             *lines,
             "",
-            "What sites were trained on may shape what the model says. Only the structure (which layers sites hold)",
-            "was withheld from them, nothing was made private by noise.",
+            "What sites were trained on may shape what the model says: nothing was made private by noise.",
+            *(["Withheld from the sites were some of the full model's layers."] if compressed else []),
             "",
         ]
     )

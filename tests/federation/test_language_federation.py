@@ -346,6 +346,9 @@ def test_every_method(tmp_path, method):
     moved = not same(session.server.adapter_arrays(), start.server.adapter_arrays())
     assert moved == (method != "local")
     assert (run.folder / "adapter").exists() == (method != "local")
+    if method != "local":
+        card = (run.folder / "adapter" / "README.md").read_text()
+        assert ("compressed model" in card) == (not method.startswith("fedlora"))
     assert len(session.server.plan.held) == (4 if method.startswith("fedlora") else 3)
     rows = run.summary["language"]["test"]["adap-emu"]["plain"]["rows"]
     assert rows == run.summary["test_rows"] * (2 if method == "local" else 1)  # every site's own adapter is scored
