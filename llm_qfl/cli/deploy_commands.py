@@ -164,13 +164,16 @@ def submit(
     folder: Folder = HERE,
     ca: Ca = None,
     insecure: Insecure = False,
-    run_config: Annotated[str, typer.Option("--run-config", "-c", help="As `flwr run -c` takes it.")] = "",
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option("--run-config", "-c", help="As `flwr run -c` takes it; repeat it, the last word counts."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The folder of runs as it is seen from here.")] = Path("runs"),
 ) -> None:
     """Submit the app, show its rounds, print the run folder last; the exit code says how the run ended."""
     from llm_qfl.cli.deploy_submit import submit_run
 
-    code = submit_run(_link(superlink, folder, ca, insecure=insecure), run_config, output)
+    code = submit_run(_link(superlink, folder, ca, insecure=insecure), run_config or [], output)
     if code:
         raise typer.Exit(code)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from llm_qfl.cli.deploy_check import to_toml
 from llm_qfl.cli.deploy_nodes import SuperLink
 from llm_qfl.cli.flower import CONNECTION, check_overrides, environment, project_folder
 from llm_qfl.cli.launch import new_log_folder, submit
@@ -20,12 +22,12 @@ RUNS = "LLM_QFL_RUNS"  # where the folder of runs lies on the machine that reads
 HOME = "FLWR_HOME"
 
 
-def submit_run(link: SuperLink, config: str, output: Path) -> int:
+def submit_run(link: SuperLink, configs: Sequence[str], output: Path) -> int:
     """Submit, follow, and say how it ended.
 
     Args:
         link: the SuperLink.
-        config: run-config overrides, TOML.
+        configs: run-config overrides, TOML; of a key that is given twice the last value counts.
         output: the folder of runs as this process sees it; the server writes it.
 
     Returns:
@@ -36,7 +38,7 @@ def submit_run(link: SuperLink, config: str, output: Path) -> int:
         FederationError: the SuperLink does not answer, or the run failed.
         RunFolderError: the run folder cannot be seen from here.
     """
-    check_overrides(config)
+    config = merge(configs)
     project = project_folder()
     home = Path(os.environ.get(HOME) or project / ".flwr")
     try:
@@ -51,6 +53,21 @@ def submit_run(link: SuperLink, config: str, output: Path) -> int:
         return signal.exit_code
     print(seen_from_outside(folder, output))
     return 0
+
+
+def merge(configs: Sequence[str]) -> str:
+    """One text of run-config overrides.
+
+    Raises:
+        ConfigError: one of them cannot be read, or the app does not take it.
+    """
+    from flwr.common.config import parse_config_args
+
+    for config in configs:
+        check_overrides(config)
+    return to_toml(
+        {key: value for config in configs if config.strip() for key, value in parse_config_args([config]).items()}
+    )
 
 
 def write_connection(home: Path, link: SuperLink) -> None:

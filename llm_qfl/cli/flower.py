@@ -19,7 +19,7 @@ from llm_qfl.federation.errors import ConfigError, FederationError
 
 CONNECTION = "llm-qfl"  # name of the SuperLink in the config.toml that is written here
 START_SECONDS = 90.0  # a first start on a slow machine compiles Flower's bytecode
-PACKAGES = ("llm_qfl", "client_app", "server_app")
+PACKAGES = ("llm_qfl", "client_app", "server_app", "agent")
 FILES = ("pyproject.toml", "LICENSE", "README.md")
 
 # Ray asks the cloud providers' metadata hosts where it runs, whatever its usage statistics are set to. Its `requests`
