@@ -10,10 +10,11 @@ as it was: only the same task leads the site to the jobs in its ledger.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from llm_qfl.federation.aggregation import Late
 from llm_qfl.federation.errors import RecordError
@@ -21,6 +22,9 @@ from llm_qfl.federation.records import decode_report
 from llm_qfl.federation.types import ClientReport, GlobalState, RoundPlan
 
 RESENDS = 3  # of one task, after its first sending
+LONGEST = 500  # letters of a reason: it may quote what a stranger sent
+
+Check = Callable[[str, RecordDict, ClientReport, GlobalState, RoundPlan], ClientReport]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +73,11 @@ class Outstanding:
         sites: node id -> site.
         classes: number of classes, the length of each count by class.
         staleness: factor by which a late reply's weight falls with each round.
+        check: holds what a reply claims against what is known (`Claims.check`); None takes it as it is.
     """
 
-    def __init__(self, sites: Mapping[int, str], classes: int, staleness: float) -> None:
-        self._sites, self._classes, self._staleness = sites, classes, staleness
+    def __init__(self, sites: Mapping[int, str], classes: int, staleness: float, check: Check | None = None) -> None:
+        self._sites, self._classes, self._staleness, self._check = sites, classes, staleness, check
         self._open: dict[str, Given] = {}
         self._held: list[tuple[ClientReport, GlobalState]] = []
 
@@ -128,39 +133,61 @@ class Outstanding:
     def accept(self, replies: Iterable[Message], server_round: int, *, hold: bool) -> Accepted:
         """Decode each reply on its own, against the state of its own round.
 
+        A reply that cannot count does not take a good one with it, whichever came first; of equal good ones the first
+        counts; a site that gives two different good answers has given none.
+
         Args:
             replies: in any order; sorted by site here, so that the order of arrival changes no bit.
             server_round: the round that is being closed.
             hold: whether late reports shall enter an average.
         """
-        reports: dict[str, tuple[ClientReport, GlobalState]] = {}
-        rejected: dict[str, str] = {}
+        contents: dict[str, list[RecordDict]] = {}
         for reply in replies:
             site = self._sites.get(reply.metadata.src_node_id)
             if site is None or reply.has_error():
                 continue  # a stranger, or counted as a failure by the caller
-            if site in reports or site in rejected:
-                rejected[site] = "answered twice"
-                reports.pop(site, None)
-                continue
+            contents.setdefault(site, []).append(reply.content)
+        ordered: list[tuple[ClientReport, GlobalState]] = []
+        rejected: dict[str, str] = {}
+        for site in sorted(contents):
             task = self._open.pop(site, None)
             if task is None:
                 rejected[site] = "answered a task that is not open"
                 continue
-            sent = task.state
-            try:
-                report = decode_report(reply.content, site=site, sent=sent, classes=self._classes)
-            except RecordError as error:
-                which = "" if sent.server_round == server_round else f"late reply to round {sent.server_round}: "
-                rejected[site] = f"{which}{type(error).__name__}: {error}"
-            else:
-                reports[site] = (report, sent)
-        ordered = [reports[site] for site in sorted(reports)]
+            report, problem = self._read(site, contents[site], task)
+            if problem:
+                which = "" if task.server_round == server_round else f"late reply to round {task.server_round}: "
+                rejected[site] = f"{which}{problem}"
+            if report is not None:
+                ordered.append((report, task.state))
         behind = [pair for pair in ordered if pair[0].server_round != server_round]
         if hold:
             self._held += behind
         in_time = tuple(report for report, _ in ordered if report.server_round == server_round)
         return Accepted(in_time, tuple(report for report, _ in behind), rejected)
+
+    def _read(self, site: str, contents: Iterable[RecordDict], task: Given) -> tuple[ClientReport | None, str]:
+        """The one good answer among a site's replies, if there is one, and what is wrong with the others."""
+        good: dict[str, ClientReport] = {}
+        wrong: list[str] = []
+        for content in contents:
+            try:
+                report = decode_report(content, site=site, sent=task.state, classes=self._classes)
+                if self._check is not None:
+                    report = self._check(site, content, report, task.state, task.plan)
+            except RecordError as error:
+                wrong.append(f"{type(error).__name__}: {error}")
+            else:
+                good[_digest(content)] = report
+        if len(good) > 1:
+            return None, "answered twice"
+        listing = sorted(set(wrong))
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        problem = listing[0][:LONGEST] + more if listing else ""
+        if not good:
+            return None, problem
+        (report,) = good.values()
+        return report, f"beside one that counts: {problem}" if problem else ""
 
     def due(self, server_round: int) -> tuple[Late, ...]:
         """The late reports that enter the average of this round, with their staleness factors."""
@@ -172,3 +199,17 @@ class Outstanding:
     def entered(self) -> None:
         """The average of what was due is made."""
         self._held.clear()
+
+
+def _digest(content: RecordDict) -> str:
+    """Tells different contents of equal form apart, by every byte."""
+    total = hashlib.sha256()
+    for name in sorted(content):
+        record = content[name]
+        total.update(name.encode())
+        if isinstance(record, ArrayRecord):
+            for key in sorted(record):
+                total.update(key.encode() + record[key].data)
+        else:
+            total.update(record.deflate())
+    return total.hexdigest()

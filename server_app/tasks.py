@@ -10,6 +10,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from llm_qfl.federation.types import GlobalState, RoundPlan
+from server_app.claims import Claims
 from server_app.grid import NOT_TAKEN, BoundedGrid
 from server_app.outstanding import Accepted, Given, Outstanding
 from server_app.post import Post
@@ -31,7 +32,9 @@ class Tasks:
         self._terms = terms
         self.roster = Roster(terms.config, terms.roster, terms.censuses)
         self.post = Post(terms, self.roster)
-        self.open = Outstanding(self.roster.sites, len(terms.setup.class_names), terms.config.server.staleness)
+        check = Claims(terms.config, terms.fingerprint, terms.censuses, terms.budget).check
+        classes, staleness = len(terms.setup.class_names), terms.config.server.staleness
+        self.open = Outstanding(self.roster.sites, classes, staleness, check)
         self.working: tuple[str, ...] = ()
         """Sites that are given no fresh task in this round, because they have one."""
         self._grid: BoundedGrid | None = None

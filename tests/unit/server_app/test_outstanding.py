@@ -72,16 +72,27 @@ def test_the_current_round_on_a_late_reply_is_a_lie(open_tasks):
     assert open_tasks.due(3) == ()
 
 
-def test_twice_is_once_too_often_and_unasked_is_not_read(open_tasks):
-    twice = [answer(12, 1), answer(12, 1), answer(11, 3), answer(11, 3), answer(11, 3)]
+def test_two_different_answers_are_none_and_unasked_is_not_read(open_tasks):
+    twice = [answer(12, 1), answer(12, 1, (5.0, 5.0)), answer(11, 3), answer(11, 3), answer(11, 3, (5.0, 5.0))]
     accepted = open_tasks.accept([*twice, answer(13, 3)], 3, hold=True)
     assert accepted.reports == accepted.late == ()
     assert accepted.rejected == {
-        "south": "answered twice",
+        "south": "late reply to round 1: answered twice",
         "north": "answered twice",
         "west": "answered a task that is not open",
     }
     assert open_tasks.due(3) == ()
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_bad_reply_or_a_copy_takes_no_good_one_with_it(open_tasks, first):
+    replies = [answer(11, 3), answer(11, 2), answer(11, 3)]
+    accepted = open_tasks.accept(replies[first:] + replies[:first], 3, hold=True)
+    assert [r.site for r in accepted.reports] == ["north"]
+    assert accepted.rejected == {"north": "beside one that counts: RecordError: round: expected 3, got 2"}
+    again = open_tasks.accept([answer(11, 3)], 4, hold=True)
+    assert again.reports == ()
+    assert again.rejected == {"north": "answered a task that is not open"}
 
 
 def test_strangers_and_errors_leave_the_task_open(open_tasks):
