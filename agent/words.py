@@ -1,15 +1,19 @@
-"""Decisions in words, for the terminal and the report: what was done, why it was allowed, what the rule had done."""
+"""Decisions in words, for the terminal and the report: what was done, why it was allowed, what the rule had done.
+
+Made from the lines of `decisions.jsonl` and `rounds.jsonl`, so that both say the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from agent.budgets import StepCost
-from agent.decisions import Decision
-from agent.history import RoundRecord
-from agent.rules import Fired, Regulated
+
+Line = Mapping[str, Any]
+FIRED = ("grew", "shrank", "held")
 
 
 @dataclass(frozen=True)
@@ -18,65 +22,89 @@ class Told:
 
     Attributes:
         did: what the round did.
-        why: who decided and why that was allowed, or why the rule decided.
+        by: who decided.
+        why: why that was allowed, or why the rule decided.
         rule: what the ratio rule would have done; empty where it decided.
     """
 
     did: str
+    by: str
     why: str
     rule: str
 
 
-def told(decision: Decision, cost: StepCost) -> Told:
+def told(line: Line, cost: StepCost) -> Told:
     """A decision in words.
 
     Args:
-        decision: the decision.
+        line: of `decisions.jsonl`.
         cost: of an optimizer step.
     """
-    if decision.stop is not None:
-        did = f"stop ({decision.stop.rule}): {decision.stop.why}"
-    else:
-        did = _plan(decision.sites, decision.budgets, decision.select, cost)
-        did += f", lambda {decision.weight:g}" if decision.weight else ""
-    rule = decision.rule
-    if decision.by != "policy" or rule is None:
-        instead = ""
-    elif rule.stop is not None:
-        instead = f"stop ({rule.stop.rule}): {rule.stop.why}"
-    else:
-        instead = _plan(rule.sites, rule.budgets, rule.select, cost)
-    return Told(did, _why(decision), instead)
+    plan, rule = line["plan"], line["rule"]
+    did = _plan(plan, cost)
+    if plan["stop"] is None and plan["lambda"]:
+        did += f", lambda {plan['lambda']:g}"
+    instead = _plan(rule, cost) if line["by"] == "policy" and rule is not None else ""
+    return Told(did, str(line["by"]), _why(line), instead)
 
 
-def _plan(sites: tuple[str, ...], budgets: Mapping[str, int], select: str, cost: StepCost) -> str:
-    steps = sorted(cost.steps(budgets[site]) for site in sites)
+def sentence(line: Line, cost: StepCost) -> str:
+    """A decision on one line of the terminal."""
+    words = told(line, cost)
+    parts = [f"{words.by}: {words.did}", words.why, f"the rule: {words.rule}" if words.rule else ""]
+    return "; ".join(part for part in parts if part)
+
+
+def steps_of(plan: Line, cost: StepCost) -> list[int]:
+    """Local optimizer steps of a plan's sites, fewest first."""
+    return sorted(cost.steps(int(budget)) for budget in plan["budgets"].values())
+
+
+def _plan(plan: Line, cost: StepCost) -> str:
+    if plan["stop"] is not None:
+        return f"stop ({plan['stop']['rule']}): {plan['stop']['why']}"
+    steps = steps_of(plan, cost)
     span = "0" if not steps else str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
-    return f"{len(sites)} sites ({select}), {span} steps"
+    return f"{len(plan['sites'])} sites ({plan['select']}), {span} steps"
 
 
-def _why(decision: Decision) -> str:
-    notes = [*decision.edits]
-    if decision.forced:
-        notes.append(f"{len(decision.forced)} sites by the fairness window")
-    if decision.fallback is not None:
-        return "; ".join([f"rule, {decision.fallback.reason}: {decision.fallback.why}", *notes])
-    if decision.by != "policy":
-        return "; ".join([decision.by, *notes])
-    best = [f"{name} {float(value.max()):.0%}" for name, value in decision.probabilities.items()]
-    masked = f"{len(decision.masked)} options masked" if decision.masked else "no option masked"
-    return "; ".join([f"policy ({', '.join(best)})", masked, *(notes or ["nothing edited"])])
+def _why(line: Line) -> str:
+    notes = [str(edit) for edit in line["shield_edits"]]
+    if forced := line["plan"]["forced"]:
+        notes.append(f"{len(forced)} sites by the fairness window")
+    if (fallback := line["fallback"]) is not None:
+        return "; ".join([f"{fallback['reason']}: {fallback['why']}", *notes])
+    if line["by"] != "policy":
+        return "; ".join(notes)
+    masked = len(line["masked"])
+    return "; ".join([f"{masked} options masked" if masked else "no option masked", *(notes or ["nothing edited"])])
 
 
-def losses_in_words(record: RoundRecord, regulated: Mapping[str, Regulated]) -> str:
-    """F and L over a round's sites (median, nats), and how many budgets the rule raised, lowered and left."""
-    own = [one.qnn_loss for one in record.sites]
-    teachers = [one.language_loss for one in record.sites if one.language_loss is not None]
+def choices(line: Line) -> dict[str, str]:
+    """Field -> the policy's option with its probability; where the rule took over, the most probable one."""
+    action: Line = line["action"] or {}
+    found = {}
+    for name, by_option in line["probabilities"].items():
+        option = action.get(name, max(by_option, key=by_option.__getitem__))
+        found[name] = f"{option} ({by_option[option]:.0%})"
+    return found
 
-    def middle(losses: list[float]) -> str:
-        return f"{median(losses):.3f}" if losses else "-"
 
-    def count(fired: Fired) -> int:
-        return sum(one.fired == fired for one in regulated.values())
+def losses_in_words(line: Line) -> str:
+    """F and L over a round's sites (median, nats), and how many budgets the rule raised, lowered and left.
 
-    return f"F {middle(own)} L {middle(teachers)} grew {count('grew')} shrank {count('shrank')} held {count('held')}"
+    Args:
+        line: of `rounds.jsonl`, with `language_losses` and `regulated`.
+    """
+    teachers = line["language_losses"]
+    fired = list(line["regulated"].values())
+    counts = " ".join(f"{what} {fired.count(what)}" for what in FIRED)
+    return (
+        f"F {_middle([one['trained_loss'] for one in line['clients']])} "
+        f"L {_middle([teachers.get(one['site']) for one in line['clients']])} {counts}"
+    )
+
+
+def _middle(losses: Sequence[float | None]) -> str:
+    known = [loss for loss in losses if loss is not None]
+    return f"{median(known):.3f}" if known else "-"

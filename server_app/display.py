@@ -30,6 +30,7 @@ from server_app.lines import (
 )
 
 COLUMNS = ("round", "sites", "val loss", "val acc", "logistic acc", "mlp acc", "evaluations", "up", "down", "seconds")
+MOST_REMARKS = 2  # below the live table; all of them stay when the run is over
 WIDTHS = (7, 9, 8, 7, 12, 7, 11, 9, 9, 7)
 
 
@@ -44,6 +45,9 @@ class Display(Protocol):
 
     def round(self, line: Json) -> None:
         """A round is closed; its line of the ledger."""
+
+    def remark(self, server_round: int, text: str) -> None:
+        """Something about a round: the two losses, who decided what and why."""
 
     def finish(self, summary: Json, folder: Path) -> None:
         """The run is over; the last line printed is the run folder's path."""
@@ -86,6 +90,9 @@ class SilentDisplay:
     def round(self, line: Json) -> None:
         """See Display."""
 
+    def remark(self, server_round: int, text: str) -> None:
+        """See Display."""
+
     def finish(self, summary: Json, folder: Path) -> None:
         """See Display."""
 
@@ -121,6 +128,10 @@ class PlainDisplay:
         for note in round_notes(line):
             self._print(f"        {note}")
 
+    def remark(self, server_round: int, text: str) -> None:
+        """See Display."""
+        self._print(f"        {clean(text)}")
+
     def finish(self, summary: Json, folder: Path) -> None:
         """See Display."""
         self._print("")
@@ -150,6 +161,7 @@ class LiveDisplay:
         self._head: list[str] = []
         self._rows: list[tuple[str, ...]] = []
         self._notes: list[str] = []
+        self._remarks: list[str] = []
         self._live: Live | None = None
 
     def note(self, text: str) -> None:
@@ -172,6 +184,12 @@ class LiveDisplay:
         cells = round_cells(line, self._rounds)
         self._rows.append(cells)
         self._notes += [f"round {line['round']}: {note}" for note in round_notes(line)]
+        if self._live is not None:
+            self._live.update(self._render())
+
+    def remark(self, server_round: int, text: str) -> None:
+        """See Display."""
+        self._remarks.append(f"round {server_round}: {clean(text)}")
         if self._live is not None:
             self._live.update(self._render())
 
@@ -199,7 +217,7 @@ class LiveDisplay:
             self._live = None
 
     def _render(self, *, whole: bool = False) -> RenderableType:
-        room = max(4, self._console.size.height - 10)
+        room = max(4, self._console.size.height - 10 - min(len(self._remarks), MOST_REMARKS))
         rows = self._rows if whole else self._rows[-room:]
         table = Table(box=None, padding=(0, 1), header_style="bold")
         for name in COLUMNS:
@@ -213,6 +231,7 @@ class LiveDisplay:
         done = len(self._rows)
         if not whole and done < self._rounds:
             parts.append(Text(f"  round {done + 1} of {self._rounds} is running ...", style="dim"))
+        parts += [Text(f"  {text}", style="dim") for text in self._remarks[0 if whole else -MOST_REMARKS :]]
         parts += [Text(f"  {note}", style="red") for note in (self._notes if whole else self._notes[-MOST_REASONS:])]
         return Group(*parts)
 

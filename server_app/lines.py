@@ -108,6 +108,7 @@ def result_lines(summary: Json) -> list[str]:
     if tested:
         lines.append(f"{tested:,} test rows ({clean(str(summary.get('test_source')))}); losses in nats")
     lines += language_lines(summary.get("language") or {})
+    lines += policy_lines(summary)
     if summary.get("evaluations") is not None:
         lines.append(
             f"{summary['evaluations']:,} evaluations, {summary['circuits']:,} circuits, "
@@ -161,6 +162,28 @@ def language_lines(language: Json) -> list[str]:
     lines += [
         f"without it {clean(site)}: {clean(why)}" for site, why in list(language["left_out"].items())[:MOST_REASONS]
     ]
+    return lines
+
+
+def policy_lines(summary: Json) -> list[str]:
+    """Who decided the rounds, and how often the ratio rule did something; nothing where all rounds were alike."""
+    policy: Json = summary.get("policy") or {}
+    if not policy:
+        return []
+    line = f"decisions: {policy['decisions']}, mode {clean(str(summary.get('mode')))}"
+    if summary.get("mode") == "policy":
+        line += f"; the rule took {policy['fallbacks']} of the {policy['with_history']} with a history"
+        reasons = ", ".join(f"{clean(reason)} {n}" for reason, n in policy["reasons"].items())
+        line += f" ({reasons})" if reasons else ""
+    lines = [line]
+    if summary.get("mode") == "policy" and policy["kind"] != "policy":
+        lines.append("reported as the ratio rule's run: the language model decided too few of them")
+    fired: Json = policy["rule_fired"]
+    which = "would have been" if policy["kind"] == "policy" else "were"
+    lines.append(
+        f"rule {policy['rule']}: budgets {which} raised in {fired['grew']:.0%} of {fired['rounds']} rounds, lowered in "
+        f"{fired['shrank']:.0%}" + (": inert, it never had a reason to spend more" if fired["inert"] else "")
+    )
     return lines
 
 
