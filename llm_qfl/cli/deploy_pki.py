@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -182,7 +182,7 @@ def read_public(path: Path) -> bytes:
     """
     try:
         key = load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"expected a node's public key (one line `ecdsa-sha2-...`) in {path}: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(
@@ -229,7 +229,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"expected a private key (PEM, not encrypted) in {path}: {_reason(error)}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path}: expected a key on an elliptic curve, got {type(key).__name__}")
