@@ -26,12 +26,13 @@ from flwr.serverapp.strategy import Result, Strategy
 from agent.decider import Decider
 from agent.decisions import Decision
 from agent.termination import Stop
-from llm_qfl.federation.aggregation import aggregate
+from llm_qfl.federation.combine import Combined, combine
 from llm_qfl.federation.records import (
     Evaluation,
     arrays_state,
     state_record,
 )
+from llm_qfl.federation.robust import least_replies
 from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, RoundPlan, RoundSummary, Scores, Spent
 from server_app.evaluation import Scorer, pool, read_evaluations
 from server_app.outstanding import RESENDS
@@ -166,9 +167,12 @@ class QNNStrategy(Strategy):
         due = self._tasks.open.due(server_round)
         came = len(reports) + len(due)
         enough = came > 0 and came >= math.ceil(server.quorum * (len(plan.sites) + len(due)))
-        new = aggregate(sent, reports, weighting=server.weighting, late=due) if enough else sent
+        enough = enough and came >= least_replies(server.aggregation)
+        combined = Combined(sent, {})
         if enough:
+            combined = combine(sent, reports, server, weighting=server.weighting, late=due)
             self._tasks.open.entered()
+        new = combined.state
         qnn, baselines = self._validation(new, reports)
         beside = self._terms.language
         language = None if beside is None else beside.exchange.close_round(server_round, reports, late)
@@ -188,6 +192,7 @@ class QNNStrategy(Strategy):
             late=late,
             entered=tuple((one.report.site, one.report.server_round, one.factor) for one in due) if enough else (),
             language=language,
+            updates=combined.stats,
         )
         reward = None if self._decider is None else self._decider.close_round(summary)
         self._close(summary, new)

@@ -11,31 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from llm_qfl.federation.errors import FederationError
-from llm_qfl.federation.types import Array, Labels
+from llm_qfl.federation.types import Array, Labels, UpdateStats
 
 KRUM_LEAST = 3  # replies: a neighbour besides the update itself and one that may be bad
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """What an update was like, for the report.
-
-    Attributes:
-        norm: Euclidean length of theta's change, before any scaling.
-        cosine: to the aggregated change; None where one of them is zero.
-        factor: by which it was scaled down; 1 where it was not.
-        chosen: did it enter the aggregation: false where Krum chose others.
-    """
-
-    norm: float
-    cosine: float | None
-    factor: float = 1.0
-    chosen: bool = True
 
 
 def assumed_bad(count: int, share: float) -> int:

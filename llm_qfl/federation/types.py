@@ -239,6 +239,23 @@ class ClientReport:
     """Of the adapter that was sent to be scored, not tuned, on the site's validation rows; its mean is L_i."""
 
 
+@dataclass(frozen=True)
+class UpdateStats:
+    """What an update was like, for the report.
+
+    Attributes:
+        norm: Euclidean length of theta's change, before any scaling.
+        cosine: to the aggregated change; None where one of them is zero.
+        factor: by which it was scaled down; 1 where it was not.
+        chosen: did it enter the aggregation: false where Krum chose others.
+    """
+
+    norm: float
+    cosine: float | None
+    factor: float = 1.0
+    chosen: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class RoundSummary:
     """All that is known when a round closes; one line of the ledger, and all that a policy sees next round."""
@@ -266,6 +283,8 @@ class RoundSummary:
     round below quorum enters the next average; with `server.late = dropped` none does."""
     language: LanguageRound | None = None
     """Where the adapter was trained in this round."""
+    updates: Mapping[str, UpdateStats] = field(default_factory=dict)
+    """Site -> what its update was like, of those that entered the aggregation or were passed over by it."""
 
     @property
     def work(self) -> tuple[ClientReport, ...]:
