@@ -1,0 +1,302 @@
+"""What the policy learns from: many small federations, each played with every setting of a grid.
+
+Prices change nothing that happens in a federation under a fixed setting, so one line of experience says what is best at
+*any* prices: the plays are priced afterwards. Lines are appended one by one; a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.actions import FIELDS, SIZES, Clients, Lambda, Select
+from agent.prices import Prices, cost_to_target
+from agent.shield import allowed_of
+from llm_qfl.federation.config_agent import AgentConfig
+from llm_qfl.federation.errors import DataError, FederationError
+from llm_qfl.federation.types import Array
+from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, Constant, First, Setting, Uniform, scored, static
+from simulation.policy_states import prices_of, read_state, repriced
+from simulation.policy_tables import KINDS, write_table
+from simulation.policy_teachers import stand_in
+from simulation.policy_world import Case, Played, World, open_world
+
+SHARE_HELD = 0.98  # of the tuned fixed plan's accuracy
+TUNED = (2, 5, 10)
+TAIL = 3  # rounds whose mean accuracy is the final one: a single federation's last round is noisy
+AT_ANY = Prices(0.0, 1.0, 0.0)  # what things cost is put into the states afterwards
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A randomised federation.
+
+    Attributes:
+        case: data, sites, split, seed.
+        quality: of the stand-in teacher; 0 for none.
+        first: the plan of its first round.
+    """
+
+    case: Case
+    quality: float
+    first: First
+
+
+def draw_federation(number: int, tables: Path, *, rounds: int = 15) -> Draw:
+    """The federation of a number: data set, sites, split, step size, circuit, teacher, first round.
+
+    Args:
+        number: equal numbers give equal federations; training takes those below 100,000, evaluation others.
+        tables: folder of the data sets.
+        rounds: of the run.
+    """
+    random = np.random.default_rng([7, number])
+    kind = str(random.choice(KINDS, p=[0.35, 0.3, 0.2, 0.05, 0.1]))
+    source = write_table(kind, number if kind not in ("iris", "wine") else 0, tables)
+    sites = 4 if kind in ("iris", "wine") else int(random.choice([4, 6, 8, 10, 12]))
+    more = (
+        ("data.reduction", str(random.choice(["discriminant", "pca"]))),
+        ("quantum.layers", int(random.choice([2, 3]))),
+        ("training.learning-rate", float(random.choice([0.05, 0.1, 0.2]))),
+        ("agent.distill-temperature", 2.0),
+    )
+    alpha = 5.0 if kind in ("iris", "wine") else float(random.choice([0.2, 0.5, 1.0, 5.0]))
+    case = Case(f"csv:{source}", sites, alpha, number % 2**31, rounds, more)
+    quality = float(random.choice([0.0, 0.3, 1.0, 2.0]))
+    first = First(int(random.choice([1, 2, 5, 10])), float(random.choice([0.2, 0.5, 1.0])))
+    return Draw(case, quality, first)
+
+
+def draw_shares(random: np.random.Generator) -> tuple[float, float, float]:
+    """How a fixed round's cost divides into circuits, the round itself and bytes; often one of them is nearly all."""
+    found = random.dirichlet([0.5, 0.5, 0.25])
+    return float(found[0]), float(found[1]), float(found[2])
+
+
+def open_draw(draw: Draw) -> World:
+    """Open a drawn federation."""
+    return open_world(draw.case, stand_in(draw.quality, seed=draw.case.seed) if draw.quality else None)
+
+
+def experience(draw: Draw) -> Json:
+    """Play a federation with every setting of the grid.
+
+    Raises:
+        LlmQflError: the federation cannot be had (a split that no draw gives, say).
+    """
+    world = open_draw(draw)
+    tuned = [world.play(static(Setting(steps, Clients.ALL))) for steps in TUNED]
+    finals = [float(np.mean(one.accuracies[-TAIL:])) for one in tuned]
+    best = int(np.argmax(finals))
+    target = SHARE_HELD * finals[best]
+    fixed = tuned[best]
+    plan = world.base(AgentConfig(mode="policy")).setting
+    settings: list[Mapping[str, Any]] = [
+        {"budget": budget, "clients": count}
+        for budget in STEPS
+        for count in COUNTS
+        if count is Clients.ALL or count.count(world.case.sites) < world.case.sites
+    ]
+    plays = [_line(options, _play(world, options, draw.first, target)) for options in settings]
+    cheapest = min(range(len(plays)), key=lambda n: _at(plays[n], (0.5, 0.4, 0.1), fixed, target))
+    variants: list[Mapping[str, Any]] = [{"select": Select.OORT}, {"select": Select.ALIGN}]
+    variants += [{"weight": Lambda.MIDDLE}] if draw.quality else []
+    for change in variants:
+        options = {**settings[cheapest], **change}
+        plays.append(_line(options, _play(world, options, draw.first, target)))
+    wander = scored(Uniform(), AT_ANY, first=draw.first, agent={**TRUSTED, "choice": "sample"})
+    return {
+        "case": draw.case.to_json(),
+        "quality": draw.quality,
+        "first": asdict(draw.first),
+        "teacher": world.teacher.kind,
+        "target": target,
+        "fixed": {"circuits": float(np.mean(fixed.circuits)), "bytes": float(np.mean(fixed.bytes))},
+        "plan": {"circuits": plan.round_circuits, "bytes": plan.round_bytes},
+        "plays": plays,
+        "random": _line({}, world.play(wander)),
+    }
+
+
+def _play(world: World, options: Mapping[str, Any], first: First, target: float) -> Played:
+    return world.play(scored(Constant(options), AT_ANY, first=first, agent=TRUSTED), target=target)
+
+
+def _line(options: Mapping[str, Any], played: Played) -> Json:
+    asked = [one for one in played.decisions if one.state is not None]
+    return {
+        "options": {name: option.value for name, option in options.items()},
+        "accuracies": [round(value, 5) for value in played.accuracies],
+        "losses": [round(value, 5) for value in played.losses],
+        "circuits": list(played.circuits),
+        "bytes": list(played.bytes),
+        "states": [one.state.text() for one in asked if one.state is not None],
+        "masked": [sorted(one.masked) for one in asked],
+        "by": [one.by for one in asked],
+    }
+
+
+def _at(play: Json, shares: tuple[float, float, float], fixed: Played, target: float) -> float:
+    prices = prices_of(shares, float(np.mean(fixed.circuits)), float(np.mean(fixed.bytes)))
+    return priced(play, prices, target, full=len(fixed.circuits))
+
+
+def priced(play: Json, prices: Prices, target: float, full: float) -> float:
+    """Priced cost to the target; a play that never gets there counts the full budget, or more where it spent more."""
+    costs = [prices.cost(c, 1, b) for c, b in zip(play["circuits"], play["bytes"], strict=True)]
+    reached = cost_to_target(play["accuracies"], costs, target)
+    return reached.cost if reached.server_round is not None else max(full, sum(costs))
+
+
+def gather(
+    path: Path, numbers: Sequence[int], tables: Path, *, until: Callable[[], bool], say: Callable[[str], None]
+) -> int:
+    """Append experience of these federations to a JSONL file; those that are in it already are passed over.
+
+    Args:
+        path: the file.
+        numbers: of the federations.
+        tables: folder of the data sets.
+        until: true ends it after the federation at hand.
+        say: told of each.
+
+    Returns:
+        Lines that the file has now.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {line["number"] for line in read_lines(path)}
+    for number in numbers:
+        if until():
+            break
+        if number in done:
+            continue
+        try:
+            line = experience(draw_federation(number, tables))
+        except (DataError, FederationError) as error:  # no such split, one class: noted, and passed over next time
+            line = {"refused": f"{type(error).__name__}: {error}"}
+        with path.open("a") as file:
+            file.write(json.dumps({"number": number, **line}) + "\n")
+        done.add(number)
+        say(f"federation {number}: {line.get('refused') or str(len(line['plays'])) + ' plays'}")
+    return len(done)
+
+
+def read_lines(path: Path) -> Iterator[Json]:
+    """Lines of a JSONL file that are whole; a last one that was cut short by a kill is not.
+
+    Raises:
+        FederationError: a damaged line before the last.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise FederationError(f"{path}: line {number} is damaged: {error}; delete it") from error
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A state with what is best there.
+
+    Attributes:
+        text: the state.
+        allowed: the mask.
+        wanted: field -> distribution over options; a field without a choice is left out.
+        number: the federation.
+    """
+
+    text: str
+    allowed: Mapping[str, tuple[bool, ...]]
+    wanted: Mapping[str, Array]
+    number: int
+
+
+def lessons(
+    lines: Sequence[Json], seed: int, *, prices: int = 6, states: int = 3, sharpness: float = 8.0
+) -> list[Lesson]:
+    """States at random prices, with the settings that were cheapest to the target in their federation.
+
+    Of near-equal settings no single one is right: options are wanted by exp(-sharpness * (cost / least - 1)).
+
+    Args:
+        lines: of `gather`.
+        seed: of prices and of the states that are taken.
+        prices: price lists a federation.
+        states: of each price list.
+        sharpness: how fast a dearer setting counts less.
+    """
+    random = np.random.default_rng(seed)
+    found: list[Lesson] = []
+    for line in lines:
+        if "refused" in line:
+            continue
+        for _ in range(prices):
+            found += _priced_lessons(line, draw_shares(random), random, states, sharpness)
+    return found
+
+
+def _priced_lessons(
+    line: Json, shares: tuple[float, float, float], random: np.random.Generator, states: int, sharpness: float
+) -> list[Lesson]:
+    prices = prices_of(shares, line["fixed"]["circuits"], line["fixed"]["bytes"])
+    full = float(line["case"]["rounds"])
+    costs = np.array([priced(play, prices, line["target"], full) for play in line["plays"]])
+    weights = np.exp(-sharpness * (costs / max(costs.min(), 1e-9) - 1))
+    wanted = {name: np.zeros(size) for name, size in SIZES.items()}
+    for play, weight in zip(line["plays"], weights / weights.sum(), strict=True):
+        options = {name: option.value for name, option in DEFAULT.items()} | play["options"]
+        for name, kind in FIELDS.items():
+            wanted[name][list(kind).index(kind(options[name]))] += weight
+    # States on the way of good settings, and some where nobody good would be.
+    order = np.argsort(costs)[:3]
+    pool = [(text, masked) for n in order for text, masked in _asked(line["plays"][n])]
+    astray = list(_asked(line["random"]))
+    chosen = [pool[int(n)] for n in random.permutation(len(pool))[: max(states - 1, 1)]]
+    chosen += [astray[int(n)] for n in random.permutation(len(astray))[:1]]
+    found = []
+    for text, masked in chosen:
+        allowed = allowed_of(masked)
+        targets = {}
+        for name, flags in allowed.items():
+            target = wanted[name] * np.array(flags)
+            if sum(flags) > 1 and target.sum() > 0:
+                targets[name] = target / target.sum()
+        state = repriced(read_state(text), _shares(line, prices))
+        found.append(Lesson(state.text(), allowed, targets, line["number"]))
+    return found
+
+
+def _asked(play: Json) -> Iterator[tuple[str, list[str]]]:
+    """States of a play that the policy would have been asked in (the first round has no history)."""
+    pairs = list(zip(play["states"], play["masked"], strict=True))
+    yield from pairs[1:] or pairs
+
+
+def _shares(line: Json, prices: Prices) -> tuple[float, float, float]:
+    """The shares that the run would show: of the configured plan's round, not of the tuned one's."""
+    return prices.shares(line["plan"]["circuits"], line["plan"]["bytes"])
+
+
+def summarise(lines: Sequence[Json], shares: tuple[float, float, float]) -> dict[str, float]:
+    """Cost of every setting at a price list, relative to the fixed plan's full budget: geometric mean over lines."""
+    logs: dict[str, list[float]] = {}
+    for line in lines:
+        if "refused" in line:
+            continue
+        prices = prices_of(shares, line["fixed"]["circuits"], line["fixed"]["bytes"])
+        full = float(line["case"]["rounds"])
+        for play in line["plays"]:
+            name = " ".join(str(value) for value in play["options"].values())
+            logs.setdefault(name, []).append(math.log(priced(play, prices, line["target"], full) / full))
+    return {name: math.exp(float(np.mean(values))) for name, values in sorted(logs.items())}
