@@ -23,6 +23,7 @@ from llm_qfl.federation.types import Array, ClientReport, GlobalState, LanguageA
 MAX_LOSS = 50.0
 """Nats a row. Right answers of probability 2e-22 cost as much: a model that guesses pays ln C."""
 MOST_SECONDS = 1e9
+MOST_EPSILON = 1e6
 MOST_COUNT = 2**48  # of shots, jobs, simulated circuits: more than a run can hold
 ADAM_REACH = 2.5
 """Adam's moves are at most this many learning rates a step: sqrt(sum of w1^2 / w2) over the weights w1 and w2 that the
@@ -69,6 +70,7 @@ class Claims:
         census = self.censuses.get(site)
         if census is not None:
             self._check_rows(report, census)
+        self._check_told(report)
         self._check_work(report, plan.budget_of(site))
         self._check_reach(report, sent, plan, plan.budget_of(site))
         language = report.language
@@ -83,6 +85,7 @@ class Claims:
             spent=_spent(report.spent),
             seconds=_between(report.seconds, MOST_SECONDS),
             distill_weight=_between(report.distill_weight, 1.0),
+            epsilon=None if report.epsilon is None else _between(report.epsilon, MOST_EPSILON),
             language=None if language is None else _language(language, census),
         )
 
@@ -96,6 +99,17 @@ class Claims:
         for name, found in scores.items():
             if found.count != rows:
                 raise RecordError(f"{name}: expected scores of {rows} validation rows, got {found.count}")
+
+    def _check_told(self, report: ClientReport) -> None:
+        """A private run tells no losses and names its epsilon; any other tells them."""
+        privacy = self.config.privacy
+        losses = {"train-loss-first": report.train_loss_first, "train-loss-best": report.train_loss_best}
+        for name, value in losses.items():
+            if (value is None) != privacy.on:
+                raise RecordError(f"{name}: expected {'none' if privacy.on else 'a number'}, got {value!r}")
+        named = privacy.unit in ("record", "client-local")
+        if (report.epsilon is not None) != named:
+            raise RecordError(f"epsilon: expected {'a number' if named else 'none'}, got {report.epsilon!r}")
 
     def _check_work(self, report: ClientReport, budget: int) -> None:
         spent = report.spent
@@ -137,9 +151,9 @@ def _limited(scores: Scores) -> Scores:
     return replace(scores, loss_sum=min(scores.loss_sum, MAX_LOSS * scores.count))
 
 
-def _loss(value: float) -> float:
+def _loss(value: float | None) -> float | None:
     # The pull of training.l2 is in it; both limits are far from what training gives.
-    return _between(value, 2 * MAX_LOSS)
+    return None if value is None else _between(value, 2 * MAX_LOSS)
 
 
 def _between(value: float, most: float) -> float:

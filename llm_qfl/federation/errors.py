@@ -4,6 +4,7 @@ LlmQflError
 ├── ConfigError        the run config or a site's node config is wrong (all problems in one message)
 ├── DataError          rows, labels or columns are not what the configuration says
 ├── CircuitError       a circuit, observable or argument that the engine cannot simulate
+├── PrivacyError       an answer would give away more of a row, or of a site, than was agreed
 ├── BackendError       a backend cannot run what was asked (nothing was spent)
 ├── LanguageError      a language model, its split, its adapter or a file of theirs is not what was asked for
 ├── RecordError        a Flower message does not hold what the record schema says
@@ -46,6 +47,12 @@ class DataError(LlmQflError):
 
 class CircuitError(LlmQflError, ValueError):
     """A circuit, observable or argument that the engine cannot simulate."""
+
+
+class PrivacyError(LlmQflError):
+    """An answer would give away more of a row, or of a site, than was agreed; it is not given."""
+
+    shareable = True
 
 
 class BackendError(LlmQflError):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from llm_qfl.federation.backend_names import backend_problem
 from llm_qfl.federation.config import Scalar
@@ -14,7 +15,7 @@ from llm_qfl.federation.errors import ConfigError
 from llm_qfl.federation.seeding import SERVER
 
 KEYS = ("site", "data-path", "folder", "backend", "evaluation-backend", "qpu-seconds",
-        "partition-id", "num-partitions", "language")  # fmt: skip
+        "partition-id", "num-partitions", "language", "epsilon")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class NodeSettings:
         evaluation_backend: where it scores; None scores where `backend` says.
         qpu_seconds: most QPU seconds that the site spends on IBM Quantum over all runs; None sets no limit.
         language: does the site take part in the run's language model: `auto` (where there is room for it) or `no`.
+        epsilon: most that the site's noisy answers may give away over all runs (at the delta of the run that asks);
+            None sets no limit.
     """
 
     site: str
@@ -43,6 +46,7 @@ class NodeSettings:
     evaluation_backend: str | None = None
     qpu_seconds: float | None = None
     language: str = "auto"
+    epsilon: float | None = None
 
     @classmethod
     def from_node_config(cls, node_config: Mapping[str, Scalar]) -> NodeSettings:
@@ -65,6 +69,9 @@ class NodeSettings:
         language = node_config.get("language", "auto")
         if language not in ("auto", "no"):
             problems.append(f"node config: language expected auto or no, got {language!r}")
+        epsilon = node_config.get("epsilon")
+        if epsilon is not None and not (_is_number(epsilon) and epsilon > 0):
+            problems.append(f"node config: epsilon expected a number above 0, got {epsilon!r}")
         if path is not None and node_config.get("site") is None:
             problems.append('node config: a site with a data-path needs a name, e.g. site="clinic-a"')
         if node_config.get("site") == SERVER:
@@ -86,7 +93,12 @@ class NodeSettings:
             _text(node_config.get("evaluation-backend")),
             None if seconds is None else float(seconds),
             str(language),
+            None if epsilon is None else float(epsilon),
         )
+
+
+def _is_number(value: Scalar | None) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text(value: Scalar | None) -> str | None:

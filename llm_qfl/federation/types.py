@@ -218,10 +218,11 @@ class ClientReport:
     """The received vector on the site's validation rows."""
     trained: Scores
     """The returned vector on the same rows; its mean is F_i."""
-    train_loss_first: float
-    """Training loss (nats) at the first evaluated point, which is the received vector."""
-    train_loss_best: float
-    """Training loss (nats) at the returned point."""
+    train_loss_first: float | None
+    """Training loss (nats) at the first evaluated point, which is the received vector; None where it may not be told
+    (`privacy.unit`)."""
+    train_loss_best: float | None
+    """Training loss (nats) at the returned point; None likewise."""
     spent: Spent
     seconds: float
     baselines: Mapping[str, Arrays] = field(default_factory=dict)
@@ -235,6 +236,8 @@ class ClientReport:
     language: LanguageAnswer | None = None
     language_problem: str = ""
     """Why there is no language part although one was asked for, or why it cannot be read."""
+    epsilon: float | None = None
+    """What the site's answers in this run have given away so far, at `privacy.delta`, by its own ledger."""
     teacher: Scores | None = None
     """Of the adapter that was sent to be scored, not tuned, on the site's validation rows; its mean is L_i."""
 

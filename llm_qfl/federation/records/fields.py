@@ -199,6 +199,11 @@ def read_float(record: ConfigRecord | MetricRecord, key: str) -> float:
     return float(value)
 
 
+def read_optional(record: ConfigRecord | MetricRecord, key: str) -> float | None:
+    """A finite number, or None where there is none of this name."""
+    return read_float(record, key) if key in record else None
+
+
 _SECONDS = ("qpu_seconds", "queue_seconds", "qpu_seconds_estimated")
 
 

@@ -23,6 +23,7 @@ from llm_qfl.federation.records.fields import (
     read_int,
     read_meta,
     read_metrics,
+    read_optional,
     read_scores,
     read_spent,
     read_string,
@@ -65,6 +66,7 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
         "seconds": report.seconds,
         "distill-weight": report.distill_weight,
     }
+    metrics |= {key: value for key, value in _told(report).items() if value is not None}
     metrics |= _spent_metrics(report.spent)
     metrics |= scores_metrics("received", report.received) | scores_metrics("trained", report.trained)
     for name, scores in report.baseline_received.items():
@@ -128,8 +130,9 @@ def decode_report(content: RecordDict, *, site: str, sent: GlobalState, classes:
         num_examples=read_int(metrics, "num-examples", least=1),
         received=read_scores(metrics, "received", classes),
         trained=read_scores(metrics, "trained", classes),
-        train_loss_first=read_float(metrics, "train-loss-first"),
-        train_loss_best=read_float(metrics, "train-loss-best"),
+        train_loss_first=read_optional(metrics, "train-loss-first"),
+        train_loss_best=read_optional(metrics, "train-loss-best"),
+        epsilon=read_optional(metrics, "epsilon"),
         spent=spent,
         seconds=read_float(metrics, "seconds"),
         baselines=baselines,
@@ -185,6 +188,15 @@ def decode_evaluation(
     language, problem = read_language_scores(content, language_classes)
     spent, backend = read_spent(metrics), read_backend(meta, "backend")
     return Evaluation(site, parts("qnn"), named, spent, backend, language, problem)
+
+
+def _told(report: ClientReport) -> dict[str, float | None]:
+    """Numbers that a site may keep to itself."""
+    return {
+        "train-loss-first": report.train_loss_first,
+        "train-loss-best": report.train_loss_best,
+        "epsilon": report.epsilon,
+    }
 
 
 def _spent_metrics(spent: Spent) -> dict[str, int | float]:
