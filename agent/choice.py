@@ -212,4 +212,4 @@ def mutual_information(policies: Sequence[Array]) -> float:
     if not policies:
         return 0.0
     table = np.stack(policies)
-    return max(entropy_of(table.mean(axis=0)) - float(np.mean([entropy_of(row) for row in table])), 0.0)
+    return max(0.0, entropy_of(table.mean(axis=0)) - float(np.mean([entropy_of(row) for row in table])))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from server_app.report import circuit, headline, language, provenance, rounds, sites
+from server_app.report import circuit, decisions, headline, language, provenance, rounds, sites
 from server_app.report.markup import join, tag
 from server_app.report.run import Run
 from server_app.report.style import SCRIPT, STYLE
@@ -19,6 +19,7 @@ SECTIONS: Sequence[tuple[str, str, Section]] = (
     ("cost", "Cost", headline.costs),
     ("rounds", "Rounds", rounds.curves),
     ("language", "Language model", language.language_section),
+    ("decisions", "Decisions", decisions.decisions_section),
     ("data", "Rows", sites.rows_and_classes),
     ("sites", "Sites", sites.learning),
     ("spending", "Cost by round", rounds.spending),

@@ -99,9 +99,12 @@ def _figure(run: Run, what: str, title: str) -> Markup:
     return tag("figure", tag("figcaption", tag("b", title), legend(lines)), chart)
 
 
-def legend(lines: Sequence[Line]) -> Markup:
+def legend(lines: Sequence[Line], digits: int = 3) -> Markup:
     """Names of lines with their last numbers."""
-    keys = (tag("span", tag("i", class_=f"key {li.style}"), f"{li.name} ", tag("b", number(li.last))) for li in lines)
+    keys = (
+        tag("span", tag("i", class_=f"key {li.style}"), f"{li.name} ", tag("b", number(li.last, digits)))
+        for li in lines
+    )
     return tag("span", *keys, class_="legend")
 
 

@@ -26,12 +26,14 @@ class Run:
         about: `config.json`; empty for a run that failed before its first round.
         rounds: the lines of `rounds.jsonl`.
         summary: `summary.json`.
+        decisions: the lines of `decisions.jsonl`; empty where every round was alike.
     """
 
     folder: Path
     about: Json
     rounds: Sequence[Json]
     summary: Json
+    decisions: Sequence[Json] = ()
 
     @cached_property
     def sites(self) -> Sequence[Json]:
@@ -79,14 +81,16 @@ def read_run(folder: Path) -> Run:
     """
     summary = _read(folder / "summary.json", required=True)
     about = _read(folder / "config.json", required=summary.get("status") != "failed")
-    rounds: list[Json] = []
-    path = folder / "rounds.jsonl"
+    return Run(folder, about, _lines(folder / "rounds.jsonl"), summary, _lines(folder / "decisions.jsonl"))
+
+
+def _lines(path: Path) -> list[Json]:
     try:
-        if path.exists():
-            rounds = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error}); run again or restore the folder") from error
-    return Run(folder, about, rounds, summary)
 
 
 def _read(path: Path, *, required: bool) -> Json:
