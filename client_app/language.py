@@ -25,6 +25,7 @@ from flwr.common import log
 
 from client_app.data import site_texts
 from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.errors import FingerprintError, LanguageError, LlmQflError
 from llm_qfl.federation.fingerprint import digest_of
 from llm_qfl.federation.records import LanguageTask, ModelOffer
@@ -43,7 +44,7 @@ KEPT_SECONDS = 2 * 86400.0  # a run that has not touched its folder for longer i
 # What a language part may fail with; anything else is a fault of ours and ends the task.
 FAILURES = (LlmQflError, RuntimeError, OSError, MemoryError)
 
-_LOADED: dict[str, CompressedModel] = {}  # by name; this process's one copy of the weights
+_LOADED: dict[tuple[str, ...], CompressedModel] = {}  # this process's one copy of the weights, by name and numbers
 
 
 def missing_packages() -> list[str]:
@@ -152,6 +153,7 @@ class SiteLanguage:
         self, config: RunConfig, settings: NodeSettings, site: str, run: str, part: LanguageTask | ModelOffer
     ) -> None:
         self._config, self._settings, self._site, self.part = config, settings, site, part
+        self._language = config.language.effective()
         self._held = Held(settings, run, site)
 
     @property
@@ -176,23 +178,28 @@ class SiteLanguage:
             raise FingerprintError(f"the two sides differ in {problem}; give both the same release")
         self._held.prepare()
         folder = fetch_compressed(part.source, part.sha256, self._settings.folder / "models")
-        model = _load(folder, part.sha256, self._config.language.quantization)
-        language = self._config.language.model_copy(update={"dtype": self._frozen_dtype(model)})
+        language = self._language.model_copy(update={"dtype": self._frozen_dtype(folder)})
+        model = _load(folder, part.sha256, language)
         client = ClientLanguage(share(model), language, folder=self._held.folder)
         if part.arrays:
             client.receive(part.arrays, part.emulator_digest, self.first_digest)
         return client
 
-    def _frozen_dtype(self, model: CompressedModel) -> str:
-        """Numbers of the frozen layers, timed once a run on this machine: rounding must not change between rounds."""
-        from llm_qfl.language.device import DTYPES, choose_frozen_dtype
+    def _frozen_dtype(self, folder: Path) -> str:
+        """Numbers of the frozen layers, timed once a run on this machine: rounding must not change between rounds.
 
-        name = self._config.language.dtype
-        if name != "auto" or self._config.language.quantization != "none":
+        On CUDA nothing is timed: `auto` is what `choose_frozen_dtype` says of the device.
+        """
+        from llm_qfl.language.device import DTYPES, choose_device, choose_frozen_dtype
+
+        name = self._language.dtype
+        settled = name != "auto" or self._language.quantization != "none"
+        if settled or choose_device(self._language.device).type == "cuda":
             return name
         path = self._held.run_folder / "frozen-dtype"
         if not path.exists():
-            found = choose_frozen_dtype(name, model.stack)
+            plain = self._language.model_copy(update={"dtype": "float32"})
+            found = choose_frozen_dtype(name, _load(folder, self.part.sha256, plain).stack)
             word = next(word for word, dtype in DTYPES.items() if dtype == found)
             partial = path.with_name(f".frozen-dtype-{os.getpid()}")
             partial.write_text(word)
@@ -287,7 +294,7 @@ class SiteLanguage:
         """
         from llm_qfl.language.task import text_features
 
-        client, language = self.client, self._config.language
+        client, language = self.client, self._language
         with client.distributed(self.first_digest) as route:
             return text_features(
                 route, texts, client.model.tokenizer, language, self._config.data.layer, self._held.folder
@@ -298,7 +305,7 @@ class SiteLanguage:
 
         if setup.text is None:
             raise LanguageError("language training: the setup says nothing of how rows read")
-        return TaskView.of(setup.text, self._config.language, self.client.model.tokenizer)
+        return TaskView.of(setup.text, self._language, self.client.model.tokenizer)
 
     def _texts(self, setup: Setup, part: str) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.intp]]]:
         return site_texts(self._config, self._settings, self._site, setup, part)
@@ -307,14 +314,18 @@ class SiteLanguage:
         return view.held_out(*self._texts(setup, part), self.client.cache_of)
 
 
-def _load(folder: Path, sha256: str, quantization: str) -> CompressedModel:
-    """This process's copy of a model, every byte checked; of several models the last one stays."""
+def _load(folder: Path, sha256: str, language: LanguageConfig) -> CompressedModel:
+    """This process's copy of a model, every byte checked; of several models the last one stays.
+
+    Clients put the shared weights into their numbers and on their device, so other numbers are another copy.
+    """
     from llm_qfl.language.compress import load_compressed
 
-    if sha256 not in _LOADED:
+    key = (sha256, language.quantization, language.dtype, language.device)
+    if key not in _LOADED:
         _LOADED.clear()
-        _LOADED[sha256] = load_compressed(folder, sha256, quantization=quantization)
-    return _LOADED[sha256]
+        _LOADED[key] = load_compressed(folder, sha256, quantization=language.quantization)
+    return _LOADED[key]
 
 
 def _told(error: Exception) -> str:
