@@ -182,7 +182,8 @@ class SiteLanguage:
         model = _load(folder, part.sha256, language)
         client = ClientLanguage(share(model), language, folder=self._held.folder)
         if part.arrays:
-            client.receive(part.arrays, part.emulator_digest, self.first_digest)
+            kept = part.kept if isinstance(part, LanguageTask) else 0
+            client.receive(part.arrays, part.emulator_digest, self.first_digest, kept=kept)
         return client
 
     def _frozen_dtype(self, folder: Path) -> str:
@@ -231,7 +232,7 @@ class SiteLanguage:
         validation = self._held_out(view, setup, "validation")
         received = validation.scores(client.route())
         seed = seed_of(self._config.server.seed, self._site, server_round, "language")
-        update = client.train(rows, seed=seed, offset=task.offset, total=task.total)
+        update = client.train(rows, seed=seed, offset=task.offset, total=task.total, server_round=server_round)
         report = update.report
         if self._config.agent.distills:
             self._teach(view, setup)

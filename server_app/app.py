@@ -26,13 +26,17 @@ def main(grid: Grid, context: Context) -> None:
     from server_app.display import make_display
     from server_app.ledger import Ledger, read_lines
     from server_app.report import write_report
+    from server_app.resume import read_run, resume_folder
     from server_app.session import run_session
 
-    ledger = Ledger.create(project_folder() / config.server.output)
+    before = resume_folder(config)
+    resumed = None if before is None else read_run(before, config)
+    output = project_folder() / config.server.output
+    ledger = Ledger.create(output) if resumed is None else Ledger.reopen(resumed.folder)
     display = make_display(config.server.show, sys.stdout)
     book = FolderBook(ledger, display)
     try:
-        finished = run_session(grid, config, book)
+        finished = run_session(grid, config, book, resumed)
     except Exception as error:
         reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
         rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0

@@ -19,6 +19,8 @@ from server_app.display import Display
 from server_app.language import LanguageSession
 from server_app.language_json import about_json, card_lines, language_json
 from server_app.ledger import Json, Ledger, round_line, scores_json
+from server_app.progress import Progress
+from server_app.resume import begin_again, opened_document, past_adapter_rounds, past_spent, resumed_json
 from server_app.session import Finished, Opened
 
 LIBRARIES = ("flwr", "qiskit", "qiskit-machine-learning", "numpy", "scipy", "scikit-learn", "numba")
@@ -36,6 +38,7 @@ class FolderBook:
         self._ledger, self._display, self.run_id = ledger, display, ledger.run_id
         self._language: LanguageSession | None = None
         self._decider: Decider | None = None
+        self._adapter_changed = False
 
     def note(self, text: str) -> None:
         """Show what takes long before and between rounds."""
@@ -44,21 +47,25 @@ class FolderBook:
     def begin(self, opened: Opened) -> None:
         """Write `config.json` and show the head of the run."""
         self._language, self._decider = opened.language, opened.decider
-        about = config_json(self._ledger.run_id, opened)
+        if opened.resumed is None:
+            about, number = config_json(self._ledger.run_id, opened), 0
+            self._adapter_changed = opened.language is not None
+        else:
+            begin_again(opened.resumed)
+            about = resumed_json(self._ledger.folder, opened.config, opened.resumed)
+            number = opened.resumed.progress.server_round
+        document = opened_document(opened.config, opened.setup, opened.fingerprint, opened.roll, opened.resumed)
+        self._ledger.checkpoint.document("opened", document, number)
         self._ledger.write_json("config.json", about)
         self._display.start(opened.config, about["sites"])
 
     def close_round(self, summary: RoundSummary, state: GlobalState) -> None:
-        """Checkpoint, then the ledger's line, then the terminal's."""
+        """The ledger's line, then the terminal's."""
         line = round_line(summary)
-        self._ledger.checkpoint(state)
         if self._decider is not None:
             line |= rule_json(self._decider, summary)
-            self._ledger.checkpoint_json("decider", self._decider.memory.to_json())
-        if self._language is not None and summary.language is not None:
-            if summary.language.sites:  # else the adapter was scored at most
-                self._ledger.checkpoint_language(self._language.server.state())
-            self._ledger.checkpoint_json("adapters", self._language.exchange.memory())
+        if summary.language is not None and summary.language.sites:
+            self._adapter_changed = True  # else it was scored at most
         self._ledger.append_round(line)
         self._display.round(line)
         if self._decider is not None:
@@ -70,6 +77,22 @@ class FolderBook:
         self._ledger.append_line("decisions.jsonl", line)
         if self._decider is not None:
             self._display.remark(decision.server_round, sentence(line, self._decider.setting.cost))
+
+    def checkpoint(self, progress: Progress) -> None:
+        """All that the next round depends on; with it the round's lines count."""
+        number, writer = progress.server_round, self._ledger.checkpoint
+        for name, document in progress.documents().items():
+            writer.document(name, document, number)
+        for name, arrays in progress.arrays().items():
+            writer.arrays(name, arrays, number)
+        if self._decider is not None:
+            writer.document("decider", self._decider.memory.to_json(), number)
+        if self._language is not None:
+            writer.document("language", self._language.memory(), number)
+            if self._adapter_changed:
+                writer.arrays("language", self._language.memory_arrays(), number)
+        self._adapter_changed = False
+        writer.commit(number)
 
     def finish(self, finished: Finished) -> Json:
         """Write the model folder and `summary.json`; returns the summary."""
@@ -130,7 +153,7 @@ def summary_json(run_id: str, finished: Finished) -> Json:
     """The contract's `summary.json` of a run that went to its end."""
     opened, config = finished.opened, finished.opened.config
     test, validation = finished.test.get("qnn"), finished.validation.get("qnn")
-    spent = [report.spent for summary in finished.rounds for report in summary.work]
+    spent = [*past_spent(finished.past), *(report.spent for summary in finished.rounds for report in summary.work)]
     paid = [*spent, *(evaluation.spent for evaluation in finished.scoring), finished.server_spent]
     scores = scores_json(test) or {}
     return {
@@ -140,7 +163,8 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "stop_reason": f"server.rounds={config.server.rounds} reached"
         if finished.stop is None
         else f"{finished.stop.rule}: {finished.stop.why}",
-        "rounds": len(finished.rounds),
+        "rounds": len(finished.past) + len(finished.rounds),
+        "resumed_after": list(finished.resumed_after),
         "clients": len(opened.roll.nodes),
         "seed": config.server.seed,
         "dataset": config.data.source if not _own_data(opened) else "the sites' own files",
@@ -226,7 +250,9 @@ def _policy_json(decider: Decider | None, config: RunConfig) -> Json | None:
 
 def _language_rounds(finished: Finished) -> int:
     """Rounds in which the adapter was averaged."""
-    return sum(1 for one in finished.rounds if one.language is not None and one.language.aggregated)
+    return past_adapter_rounds(finished.past) + sum(
+        1 for one in finished.rounds if one.language is not None and one.language.aggregated
+    )
 
 
 def _own_data(opened: Opened) -> bool:

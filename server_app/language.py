@@ -25,6 +25,7 @@ from llm_qfl.federation.records import Census, Evaluation, ModelOffer
 from llm_qfl.federation.settings import default_folder, project_folder
 from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import Array
+from server_app.checkpoint import Arrays, Json, LanguageMemory
 from server_app.evaluation import pool
 from server_app.language_rounds import AdapterRounds
 from server_app.language_scores import LanguageScores, RouteScores, server_texts
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "transformers", "peft", "safetensors")
 LIBRARIES = ("torch", "transformers")
+
+OWN = "own/"  # arrays of the sites' own adapters in a checkpoint
 
 Note = Callable[[str], None]
 
@@ -56,13 +59,16 @@ def compressed_models() -> Path:
     return default_folder() / "models" / "compressed"
 
 
-def open_language(config: RunConfig, run: str, note: Note = lambda text: None) -> LanguageSession | None:
+def open_language(
+    config: RunConfig, run: str, note: Note = lambda text: None, before: LanguageMemory | None = None
+) -> LanguageSession | None:
     """Load, cut and write the model; None where the run has none.
 
     Args:
         config: the run config.
         run: the run's id.
         note: is told what takes long.
+        before: what the model was when the run was interrupted.
 
     Raises:
         LanguageError: packages are missing, or the model cannot be had, cut or written.
@@ -75,7 +81,7 @@ def open_language(config: RunConfig, run: str, note: Note = lambda text: None) -
             f"language.model: {config.language.model!r} needs {', '.join(missing)}, which is not installed; run `make "
             "install`, `pip install 'llm-qfl[language]'`, or set language.model=\"none\""
         )
-    return LanguageSession(config, run, compressed_models(), note)
+    return LanguageSession(config, run, compressed_models(), note, before)
 
 
 class LanguageSession:
@@ -86,9 +92,12 @@ class LanguageSession:
         run: the run's id.
         models: folder of the compressed models.
         note: is told what takes long.
+        before: what the model was when the run was interrupted; None begins a new run.
     """
 
-    def __init__(self, config: RunConfig, run: str, models: Path, note: Note) -> None:
+    def __init__(
+        self, config: RunConfig, run: str, models: Path, note: Note, before: LanguageMemory | None = None
+    ) -> None:
         from llm_qfl.language.models import load_base
         from llm_qfl.language.server import ServerLanguage
 
@@ -133,6 +142,9 @@ class LanguageSession:
         self.exchange = AdapterRounds(self)
         self.final: dict[str, RouteScores] = {}
         self.final_validation: dict[str, RouteScores] = {}
+        self._before = before
+        if before is not None:
+            self._remember(before)
         if self.makes_features:
             self._align_on_features()
 
@@ -188,9 +200,45 @@ class LanguageSession:
             source, self._language.public_rows, seed=self._seed, plan=plan, text_column=self.config.data.text_column
         )
 
+    def memory(self) -> Json:
+        """What has become of the model so far, but for its numbers."""
+        return {
+            "exchange": self.exchange.memory(),
+            "align_losses": list(self.align_losses),
+            "timing": dict(vars(self.timing)),
+            "own": sorted(self.exchange.own),
+        }
+
+    def memory_arrays(self) -> Arrays:
+        """The numbers that change in a run: adapter, emulator, and the sites' own adapters."""
+        own = [self.exchange.own[site] for site in sorted(self.exchange.own)]
+        named = {f"{OWN}{number}/{key}": value for number, values in enumerate(own) for key, value in values.items()}
+        return {**self.server.state(), **named}
+
+    def _remember(self, before: LanguageMemory) -> None:
+        """Go on after `memory`."""
+        data = before.document
+        try:
+            self.align_losses = [float(loss) for loss in data["align_losses"]]
+            again, self.timing = self.timing, Timing(**data["timing"])
+            self.timing.load, self.timing.export = self.timing.load + again.load, self.timing.export + again.export
+            self.exchange.remember(data["exchange"])
+            for number, site in enumerate(data["own"]):
+                prefix = f"{OWN}{number}/"
+                mine = {k.removeprefix(prefix): v for k, v in before.arrays.items() if k.startswith(prefix)}
+                self.exchange.own[str(site)] = mine
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LanguageError(
+                f"checkpoint: what the language model has done cannot be read ({type(error).__name__}: {error}); start "
+                "the run anew"
+            ) from error
+        self.server.load_state({k: v for k, v in before.arrays.items() if not k.startswith(OWN)})
+
     def _align(self, public: TokenRows, server_round: int) -> tuple[float, float | None]:
         """Align on public rows; seconds, and the loss of the last step."""
         self._public = public
+        if self._before is not None and server_round == 0:
+            return 0.0, None  # done before the run was interrupted
         started = time.monotonic()
         report = self.server.align(public, server_round)
         seconds = time.monotonic() - started

@@ -44,6 +44,7 @@ class AdapterRounds:
         self._holds: set[tuple[str, str]] = set()  # (site, digest of the emulator that it holds)
         self._version = 0  # of the adapter: how often it was averaged
         self._taught: dict[str, int] = {}  # site -> version that its L_i and its soft labels are of
+        self._counted: dict[str, int] = {}  # site -> round of its last answer that entered an average
         self._scoring: dict[str, tuple[int, str]] = {}  # site -> version and emulator that it was sent to score
         self.own: dict[str, Matrices] = {}
         """The sites' adapters, where nothing is averaged."""
@@ -102,6 +103,7 @@ class AdapterRounds:
             offset=opened.index * steps if opened is not None else 0,
             total=len(self._session.rounds) * steps,
             teach=teach,
+            kept=self._counted.get(site, 0),
         )
 
     def _lacks(self, site: str) -> bool:
@@ -113,13 +115,22 @@ class AdapterRounds:
         return self._session.config.agent.regulates and self._taught.get(site) != self._version
 
     def memory(self) -> dict[str, Any]:
-        """Which sites' losses are of which version, for a checkpoint."""
-        return {"version": self._version, "taught": dict(self._taught)}
+        """Which sites' losses are of which version, and whose answers counted last, for a checkpoint."""
+        return {
+            "version": self._version,
+            "taught": dict(self._taught),
+            "counted": dict(self._counted),
+            "bytes": [self.bytes_up, self.bytes_down],
+            "client_peak": self.client_peak,
+        }
 
     def remember(self, data: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._version = int(data["version"])
         self._taught = {str(site): int(version) for site, version in data["taught"].items()}
+        self._counted = {str(site): int(number) for site, number in data["counted"].items()}
+        self.bytes_up, self.bytes_down = (int(size) for size in data["bytes"])
+        self.client_peak = None if data["client_peak"] is None else int(data["client_peak"])
 
     def was_sent(self, size: int) -> None:
         """Count the bytes of a language part that went down."""
@@ -158,6 +169,7 @@ class AdapterRounds:
         enough = bool(answers) and len(answers) >= math.ceil(self._session.config.server.quorum * len(asked))
         if enough and opened is not None:
             self._average(opened.broadcast, answers, arrays, reports)
+            self._counted |= dict.fromkeys(answers, server_round)
         self._taught |= dict.fromkeys(answers, self._version)
         for site in set(asked) - set(answers):
             self.lost(site)

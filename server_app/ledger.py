@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_qfl.federation.errors import RunFolderError
-from llm_qfl.federation.records import state_arrays
-from llm_qfl.federation.types import ClientReport, GlobalState, RoundSummary, Scores
+from llm_qfl.federation.types import ClientReport, RoundSummary, Scores
+from server_app.checkpoint import CheckpointWriter, write_whole
 from server_app.language_json import round_json as language_round_json
 
 Json = dict[str, Any]
@@ -32,6 +30,8 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.checkpoint = CheckpointWriter(folder)
+        """Holds the folder for this process until `close`."""
 
     @classmethod
     def create(cls, output: Path) -> Ledger:
@@ -50,6 +50,21 @@ class Ledger:
             ) from error
         return cls(folder)
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Ledger:
+        """The folder of a run that goes on.
+
+        Raises:
+            RunFolderError: another process works on it, or there is no checkpoint.
+        """
+        ledger = cls(folder)
+        ledger.checkpoint.take_over()
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.checkpoint.close()
+
     @property
     def run_id(self) -> str:
         """The folder's name."""
@@ -57,7 +72,7 @@ class Ledger:
 
     def write_json(self, name: str, value: Json) -> None:
         """Write a JSON file whole or not at all."""
-        _replace(self.folder / name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+        write_whole(self.folder / name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def append_round(self, line: Json) -> None:
         """Append one line to `rounds.jsonl`."""
@@ -69,36 +84,6 @@ class Ledger:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def checkpoint(self, state: GlobalState) -> None:
-        """The global state after a closed round, atomically."""
-        names = {"parameter-names": np.array(state.parameter_names), "round": np.array(state.server_round)}
-        self._save("state", {**state_arrays(state), **names})
-
-    def checkpoint_language(self, arrays: Mapping[str, Any]) -> None:
-        """Adapter and emulator after a round that changed them, atomically."""
-        self._save("language", arrays)
-
-    def checkpoint_json(self, name: str, value: Json) -> None:
-        """Something else that the next round depends on, atomically."""
-        (self.folder / "checkpoint").mkdir(exist_ok=True)
-        self.write_json(f"checkpoint/{name}.json", value)
-
-    def _save(self, name: str, arrays: Mapping[str, Any]) -> None:
-        folder = self.folder / "checkpoint"
-        folder.mkdir(exist_ok=True)
-        partial = folder / f"{name}.partial.npz"
-        np.savez(partial, **dict(arrays))
-        os.replace(partial, folder / f"{name}.npz")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def scores_json(scores: Scores | None) -> Json | None:

@@ -24,6 +24,7 @@ from llm_qfl.federation.types import ClientReport, GlobalState, RoundPlan
 RESENDS = 3  # of one task, after its first sending
 LONGEST = 500  # letters of a reason: it may quote what a stranger sent
 
+Held = tuple[ClientReport, GlobalState]
 Check = Callable[[str, RecordDict, ClientReport, GlobalState, RoundPlan], ClientReport]
 
 
@@ -80,6 +81,14 @@ class Outstanding:
         self._sites, self._classes, self._staleness, self._check = sites, classes, staleness, check
         self._open: dict[str, Given] = {}
         self._held: list[tuple[ClientReport, GlobalState]] = []
+
+    def memory(self) -> tuple[dict[str, Given], tuple[Held, ...]]:
+        """Open tasks by site, and late reports that wait for the next average with the states they answer to."""
+        return dict(self._open), tuple(self._held)
+
+    def remember(self, given: Mapping[str, Given], held: Iterable[Held]) -> None:
+        """Go on after `memory`."""
+        self._open, self._held = dict(given), list(held)
 
     @property
     def busy(self) -> dict[str, int]:

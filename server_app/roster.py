@@ -46,7 +46,9 @@ class Roster:
         back: set[str] = set()
         for node in sorted(strangers):
             census = self._strangers[node]
-            if census is not None and census.site in missing - back and _same(census, self._censuses.get(census.site)):
+            if census is None or census.site not in missing - back:
+                continue
+            if same_site(census, self._censuses.get(census.site)):
                 self._replace(grid, census.site, node)
                 back.add(census.site)
         return back
@@ -80,8 +82,8 @@ class Roster:
         return found
 
 
-def _same(now: Census, before: Census | None) -> bool:
-    """Is this the site that the run was set up with?"""
+def same_site(now: Census, before: Census | None) -> bool:
+    """Is this the site that the run was set up with: the same rows by class, columns and backends?"""
     return before is not None and _about(now) == _about(before)
 
 

@@ -25,10 +25,13 @@ from llm_qfl.quantum.model import QNNModel, get_model
 from llm_qfl.quantum.scope import Scope
 from llm_qfl.quantum.training import round_budget
 from server_app.census import Roll, make_setup, take_census
+from server_app.checkpoint import Json
 from server_app.evaluation import Scorer, pool
 from server_app.grid import BoundedGrid
 from server_app.language import LanguageSession, open_language
 from server_app.policy import make_decider
+from server_app.progress import Progress
+from server_app.resume import Resumed
 from server_app.rows import server_rows
 from server_app.strategy import Close, QNNStrategy, Tell
 from server_app.terms import Terms
@@ -55,6 +58,9 @@ class Book(Protocol):
     def decided(self, decision: Decision, reward: float | None, reward_round: int | None) -> None:
         """A decision was carried out; the newest reward that is known, and the round that earned it."""
 
+    def checkpoint(self, progress: Progress) -> None:
+        """All that was told so far counts; the run could go on from here."""
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -70,6 +76,8 @@ class Opened:
     """The language model beside the QNN; it changes as the run goes on."""
     decider: Decider | None = None
     """Decides the rounds; None where all are alike. It changes as the run goes on."""
+    resumed: Resumed | None = None
+    """What an earlier server left of this run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +87,7 @@ class Finished:
     Attributes:
         opened: what was known before the first round.
         state: the final state.
-        rounds: every closed round.
+        rounds: every round that was closed since the run began or went on.
         validation: of the final state: sums for `qnn` and each baseline; empty where nobody has validation rows.
         test: the same for the test rows, touched once.
         bytes_up: bytes of all answers, census and last exchange included; without the baselines'.
@@ -89,6 +97,8 @@ class Finished:
         seconds: wall time from the census to the test.
         server_spent: shots and jobs of scoring on the server's own rows.
         stop: why the run ended before its last round, or None.
+        past: the ledger's lines of the rounds before an interruption.
+        resumed_after: closed rounds after which the run went on.
     """
 
     opened: Opened
@@ -103,15 +113,18 @@ class Finished:
     seconds: float
     server_spent: Spent = NOTHING
     stop: Stop | None = None
+    past: tuple[Json, ...] = ()
+    resumed_after: tuple[int, ...] = ()
 
 
-def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
+def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | None = None) -> Finished:
     """The whole run over a Flower grid.
 
     Args:
         grid: the nodes.
         config: the run config.
         book: who is told.
+        resumed: what an earlier server left of this run; None begins a new one.
 
     Raises:
         ConfigError, DataError, CircuitError, LanguageError, FederationError: before the first round, with what to do.
@@ -119,9 +132,13 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
     started = time.monotonic()
     preflight(config)  # before a model is loaded
     bounded = BoundedGrid(grid)
-    language = open_language(config, book.run_id, book.note)
-    opened = open_session(bounded, config, language)
+    language = open_language(config, book.run_id, book.note, None if resumed is None else resumed.language)
+    opened = open_session(bounded, config, language, resumed)
     book.begin(opened)
+    if resumed is not None:
+        book.note(f"the run goes on after round {resumed.progress.server_round}")
+        if changed := resumed.check_fingerprint(opened.fingerprint):
+            book.note(changed)
     rounds: list[RoundSummary] = []
 
     def close(summary: RoundSummary, state: GlobalState) -> None:
@@ -130,35 +147,55 @@ def run_session(grid: Grid, config: RunConfig, book: Book) -> Finished:
 
     scope = Scope(book.run_id, SERVER, seed=config.server.seed, shots=config.quantum.shots)
     strategy = make_strategy(opened, close, scope, book.decided)
-    start = initial_state(opened)
-    deadline, count = config.server.deadline, config.server.rounds
+    before = Progress(initial_state(opened), opened.roll.answers, {}, ()) if resumed is None else resumed.progress
+
+    def settle(state: GlobalState) -> None:
+        spent, seconds = before.server_spent + strategy.scoring, before.seconds + time.monotonic() - started
+        book.checkpoint(replace(strategy.progress(state), seconds=seconds, server_spent=spent))
+
+    strategy.settle = settle
+    strategy.go_on(before)
+    settle(before.state)
+    start, deadline, count = before.state, config.server.deadline, config.server.rounds
     result = strategy.start(bounded, state_record(start), num_rounds=count, timeout=deadline)
     state = strategy.state_of(result.arrays, count)
     validation, test, spent = _final_scores(opened, strategy, state, scope)
     if opened.language is not None:
         opened.language.finish(strategy.evaluations)
     up, down = strategy.evaluation_bytes
+    past = () if resumed is None else resumed.lines
     return Finished(
         opened=opened,
         state=state,
         rounds=tuple(rounds),
         validation=validation,
         test=test,
-        bytes_up=opened.roll.bytes_up + sum(r.bytes_up for r in rounds) + up,
-        bytes_down=opened.roll.bytes_down + sum(r.bytes_down for r in rounds) + down,
+        bytes_up=opened.roll.bytes_up + sum(r.bytes_up for r in rounds) + sum(r["bytes_up"] for r in past) + up,
+        bytes_down=opened.roll.bytes_down
+        + sum(r.bytes_down for r in rounds)
+        + sum(r["bytes_down"] for r in past)
+        + down,
         left_out=strategy.evaluation_failures,
         scoring=strategy.evaluations,
-        seconds=time.monotonic() - started,
-        server_spent=spent + strategy.scoring,
+        seconds=before.seconds + time.monotonic() - started,
+        server_spent=before.server_spent + spent + strategy.scoring,
         stop=strategy.stop,
+        past=past,
+        resumed_after=() if resumed is None else resumed.after,
     )
 
 
-def open_session(grid: BoundedGrid, config: RunConfig, language: LanguageSession | None = None) -> Opened:
+def open_session(
+    grid: BoundedGrid, config: RunConfig, language: LanguageSession | None = None, resumed: Resumed | None = None
+) -> Opened:
     """Census, setup and models; what can be refused before any site is asked is refused first."""
     preflight(config)
-    roll = take_census(grid, config, fingerprint(config), None if language is None else language.offer())
-    setup = make_setup(roll, config, language)
+    offer, mark = None if language is None else language.offer(), fingerprint(config)
+    if resumed is None:
+        roll = take_census(grid, config, mark, offer)
+        setup = make_setup(roll, config, language)
+    else:
+        roll, setup = resumed.take_roll(grid, config, mark, offer), resumed.setup
     classes = len(setup.class_names)
     model = get_model(config.quantum.at_site("exact"), classes)
     if not {config.data.test, config.data.validation} <= {"federated"}:
@@ -168,7 +205,11 @@ def open_session(grid: BoundedGrid, config: RunConfig, language: LanguageSession
     if language is not None:
         language.begin(setup, roll.answers)
     decider = make_decider(config, model, classes, roll.answers, language)
-    return Opened(config, roll, setup, model, baselines, mark, language, decider)
+    if resumed is not None:
+        resumed.check_fingerprint(mark)
+        if decider is not None and resumed.decider is not None:
+            decider.remember(resumed.decider, resumed.decisions)
+    return Opened(config, roll, setup, model, baselines, mark, language, decider, resumed)
 
 
 def preflight(config: RunConfig) -> None:

@@ -37,6 +37,7 @@ from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, RoundPl
 from server_app.evaluation import Scorer, pool, read_evaluations
 from server_app.outstanding import RESENDS
 from server_app.planner import decided_round, plan_round
+from server_app.progress import Progress
 from server_app.tasks import Tasks
 from server_app.terms import Terms
 
@@ -72,6 +73,9 @@ class QNNStrategy(Strategy):
         self._plan: RoundPlan | None = None
         self._to_score: frozenset[str] | None = None
         self._started = 0.0
+        self.settle: Callable[[GlobalState], None] = lambda state: None
+        """Called last of all when a round has closed, with the state after it."""
+        self._closed = 0
         self.evaluations: tuple[Evaluation, ...] = ()
         """The sites' scores of the final model, after the last exchange."""
         self.evaluation_failures: dict[str, str] = {}
@@ -82,6 +86,19 @@ class QNNStrategy(Strategy):
     def scoring(self) -> Spent:
         """What scoring on the server's own validation rows has cost."""
         return NOTHING if self._scorer is None else self._scorer.meter.spent
+
+    def progress(self, state: GlobalState) -> Progress:
+        """What the next round depends on, beside what decides and what language the run has.
+
+        Args:
+            state: after the round that has closed.
+        """
+        return Progress(state, self._terms.censuses, *self._tasks.memory(), stop=self.stop)
+
+    def go_on(self, before: Progress) -> None:
+        """Start after a round that was closed, and with the tasks that were open then."""
+        self._closed, self.stop = before.server_round, before.stop
+        self._tasks.remember(before.open, before.held)
 
     def summary(self) -> None:
         """Nothing to log: the display shows the run."""
@@ -103,7 +120,9 @@ class QNNStrategy(Strategy):
         were lost are sent again before that.
         """
         result, arrays = Result(), initial_arrays
-        number, waited = 0, False
+        number, waited = self._closed, False
+        if self.stop is not None:
+            num_rounds = min(num_rounds, number)
         while number < num_rounds or self._tasks.lost or (self._tasks.busy and not waited) or self._tasks.paid_for:
             number += 1
             limit = max(timeout, self._tasks.keep_paid_for()) if waited else timeout
@@ -197,6 +216,7 @@ class QNNStrategy(Strategy):
         reward = None if self._decider is None else self._decider.close_round(summary)
         self._close(summary, new)
         self._decided(server_round, reward)
+        self.settle(new)
         metrics = MetricRecord({"num-examples": sum(report.num_examples for report in reports)})
         return (state_record(new) if enough else None), metrics
 

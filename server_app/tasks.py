@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 
 from flwr.app import Message, MessageType
@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from llm_qfl.federation.types import GlobalState, RoundPlan
 from server_app.claims import Claims
 from server_app.grid import NOT_TAKEN, BoundedGrid
-from server_app.outstanding import Accepted, Given, Outstanding
+from server_app.outstanding import Accepted, Given, Held, Outstanding
 from server_app.post import Post
 from server_app.roster import Roster
 from server_app.terms import Terms
@@ -40,6 +40,18 @@ class Tasks:
         self._grid: BoundedGrid | None = None
         self._absent: dict[str, str] = {}
         self._again: frozenset[str] = frozenset()
+
+    def memory(self) -> tuple[dict[str, Given], tuple[Held, ...]]:
+        """Open tasks, `until` counted from now, and late replies that wait for the next average."""
+        given, held = self.open.memory()
+        return {site: replace(task, until=task.until - self._now()) for site, task in given.items()}, held
+
+    def remember(self, given: Mapping[str, Given], held: Iterable[Held]) -> None:
+        """Go on after `memory`: nobody answers to a server that is gone, so tasks that may have cost are sent again."""
+        kept = {
+            site: replace(task, until=task.until + self._now()) for site, task in given.items() if self._keeps(site)
+        }
+        self.open.remember(kept, held)
 
     @property
     def busy(self) -> dict[str, int]:

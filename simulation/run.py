@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from llm_qfl.federation.types import Array, GlobalState, RoundSummary
 from server_app.book import FolderBook, summary_json
 from server_app.display import make_display
 from server_app.ledger import Ledger
+from server_app.progress import Progress
 from server_app.report import write_report
+from server_app.resume import read_run, resume_folder
 from server_app.session import Finished, Opened, run_session
 from simulation.grid import Fault, InMemoryGrid
 
@@ -58,6 +61,9 @@ class Memory:
     def decided(self, decision: Decision, reward: float | None, reward_round: int | None) -> None:
         """Nothing to write: `Finished.opened.decider` holds the decisions."""
 
+    def checkpoint(self, progress: Progress) -> None:
+        """Nothing to write."""
+
 
 def run_federation(
     run_config: Mapping[str, Scalar] | None = None,
@@ -86,14 +92,27 @@ def run_federation(
     if nodes is None:
         nodes = [{"partition-id": n, "num-partitions": sites} for n in range(sites)]
     grid = InMemoryGrid(client_app, {n + 1: node for n, node in enumerate(nodes)}, flat, faults)
-    if output is None:
+    before = resume_folder(config)
+    if output is None and before is None:
         finished = run_session(grid, config, Memory())
         return Federation(finished, summary_json("in-memory", finished), None)
-    ledger = Ledger.create(output)
-    display = make_display(show)
-    book = FolderBook(ledger, display)
-    finished = run_session(grid, config, book)
-    summary = book.finish(finished)
-    write_report(ledger.folder)
-    display.finish(summary, ledger.folder)
+    return run_in_folder(grid, config, output, show)
+
+
+def run_in_folder(grid: InMemoryGrid, config: RunConfig, output: Path | None, show: str = "none") -> Federation:
+    """A run with its folder: a new one below `output`, or the one that `server.resume` names.
+
+    Raises:
+        LlmQflError: as the server app does.
+    """
+    before = resume_folder(config)
+    resumed = None if before is None else read_run(before, config)
+    ledger = Ledger.create(output or Path("runs")) if resumed is None else Ledger.reopen(resumed.folder)
+    with closing(ledger):
+        display = make_display(show)
+        book = FolderBook(ledger, display)
+        finished = run_session(grid, config, book, resumed)
+        summary = book.finish(finished)
+        write_report(ledger.folder)
+        display.finish(summary, ledger.folder)
     return Federation(finished, summary, ledger.folder)

@@ -33,6 +33,7 @@ NOT_NUMBERS = frozenset(
         "server.patience",
         "server.wait",
         "server.show",
+        "server.resume",
         "quantum.job-patience",
         "language.models-url",
     }
@@ -68,6 +69,9 @@ class ServerConfig(RobustKeys):
     """Seconds that a task stays valid after it was sent: a site that waits for a QPU may answer until then."""
     wait: Annotated[float, Field(gt=0)] = 120.0
     """Seconds to wait for sites before giving up."""
+    resume: str = "none"
+    """Folder of a run that was interrupted, or `none`: the run goes on from its last closed round, in the same folder,
+    with the same configuration (`server.rounds` may be raised)."""
     show: Literal["auto", "live", "plain"] = "auto"
     """Terminal: a live table, one plain line a round, or by whether it is a terminal."""
 

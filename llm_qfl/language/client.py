@@ -26,6 +26,8 @@ from llm_qfl.language.store import SiteStore
 from llm_qfl.language.training import TrainReport, train_adapter
 from llm_qfl.language.wire import byte_count, decode, encode_change
 
+RESIDUAL, OWN = "residual", "own-adapter"  # what a round leaves for the next one
+
 
 @dataclass(frozen=True)
 class ClientUpdate:
@@ -72,6 +74,7 @@ class ClientLanguage:
         self._store = SiteStore(folder)
         self._caches: dict[str, StateCache] = {}
         self._emulator_digest = ""
+        self._kept: int | None = None
 
     @property
     def _frozen(self) -> tuple[int, ...]:
@@ -106,13 +109,22 @@ class ClientLanguage:
         base = self.model.manifest.base_digest
         return Route(self.stack, base, tuple(numbers[:start]), tuple(numbers[start:]), every, tuple(active))
 
-    def receive(self, arrays: Mapping[str, np.ndarray], emulator_digest: str, first_digest: str = "") -> None:
+    def receive(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        emulator_digest: str,
+        first_digest: str = "",
+        *,
+        kept: int | None = None,
+    ) -> None:
         """Take over a broadcast; where nothing is averaged, a site that has trained goes on with its own adapter.
 
         Args:
             arrays: `adapter/...` and perhaps `emulator/...`.
             emulator_digest: of the emulator that the round is for; one that is not in `arrays` must be held already.
             first_digest: of the emulator that `distributed` is about; its file stays when others are deleted.
+            kept: round of the answer after which this site goes on with what it kept; 0 for none yet, None for the
+                newest.
 
         Raises:
             LanguageError: where anything is missing, of another shape, or the emulator is not held.
@@ -121,7 +133,8 @@ class ClientLanguage:
         received = decode(ADAPTER, arrays, wire, self.adapter.shapes())
         self._take_emulator(arrays, emulator_digest)
         self._store.keep_only("emulator-", {_emulator_file(emulator_digest), _emulator_file(first_digest)})
-        own = None if self.config.federated else self._store.load("own-adapter")
+        self._kept = kept
+        own = None if self.config.federated else self._store.load_round(OWN, kept)
         self.adapter.load(own or received)
         self._received = received
 
@@ -129,7 +142,9 @@ class ClientLanguage:
         """Would a broadcast without the emulator do?"""
         return emulator_digest in ("", self._emulator_digest) or self._store.has(_emulator_file(emulator_digest))
 
-    def train(self, rows: TokenRows, *, seed: int, offset: int = 0, total: int = 0) -> ClientUpdate:
+    def train(
+        self, rows: TokenRows, *, seed: int, offset: int = 0, total: int = 0, server_round: int | None = None
+    ) -> ClientUpdate:
         """Tune the adapter from where it is, and encode the answer.
 
         Args:
@@ -137,6 +152,7 @@ class ClientLanguage:
             seed: of this site in this round.
             offset: language steps of the run before this round.
             total: language steps of the whole run, for the cosine.
+            server_round: of the task; what is kept belongs to it.
 
         Raises:
             LanguageError: before a broadcast was received, or as `train_adapter`.
@@ -149,12 +165,12 @@ class ClientLanguage:
         report = train_adapter(
             route, self.adapter, rows, budget, config.eps, seed=seed, cache=self.cache_of(route, rows)
         )
-        before = self._store.load("residual") or {}
+        before = (self._store.load_round(RESIDUAL, self._kept) if config.wire != "fp32" else None) or {}
         arrays, residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, before, config.wire)
         if residual:
-            self._store.save("residual", residual)
+            self._store.save_round(RESIDUAL, residual, self._kept, server_round)
         if not config.federated:
-            self._store.save("own-adapter", self.adapter.arrays())
+            self._store.save_round(OWN, self.adapter.arrays(), self._kept, server_round)
         return ClientUpdate(arrays, byte_count(arrays), report)
 
     def score(self, rows: TokenRows, *, adapter: bool = True) -> list[np.ndarray]:

@@ -33,7 +33,7 @@ from llm_qfl.language.training import StepBudget
 from llm_qfl.language.transfer import TransferReport, transfer
 from llm_qfl.language.wire import byte_count, decode, encode
 
-FIRST = "first"
+FIRST, WIRE = "first", "wire"  # parts of a checkpoint: the emulator before the first round, and as it is sent
 ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
 
 
@@ -276,11 +276,13 @@ class ServerLanguage:
             self.emulator.load(now)
 
     def state(self) -> Arrays:
-        """Everything that changes in a run, for a checkpoint: `adapter/...`, `emulator/...`, `first/...`, float32."""
+        """Everything that changes in a run, for a checkpoint: adapter, emulator, first, wire."""
         out = {f"{ADAPTER}/{key}": value for key, value in self._exchange.exact.items()}
         if self.emulator is not None:
             out |= {f"{EMULATOR}/{key}": value for key, value in self.emulator.arrays().items()}
             out |= {f"{FIRST}/{key}": value for key, value in self._first.items()}
+            if self.config.wire != "fp32":  # rounding what was rounded may give other bits
+                out |= {f"{WIRE}/{key}": value for key, value in self._emulator_wire.items()}
         return out
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -291,7 +293,9 @@ class ServerLanguage:
         """
         if self.emulator is not None:
             self.emulator.load(decode(EMULATOR, arrays, "fp32", self.emulator.shapes()))
-            self._publish_emulator(first=False)
+            sent = {key.removeprefix(f"{WIRE}/"): v for key, v in arrays.items() if key.startswith(f"{WIRE}/")}
+            self._emulator_wire = sent or encode(EMULATOR, self.emulator.arrays(), "fp32")
+            self._emulator_digest = self.emulator.digest()
             self._first = decode(FIRST, arrays, "fp32", self.emulator.shapes())
         self.set_adapter(decode(ADAPTER, arrays, "fp32", self.adapter.shapes()))
 

@@ -75,6 +75,50 @@ class SiteStore:
             if path.name.removesuffix(_SUFFIX) not in names:
                 path.unlink(missing_ok=True)
 
+    def load_round(self, name: str, server_round: int | None) -> Arrays | None:
+        """What was kept under a name after a round.
+
+        Args:
+            name: what.
+            server_round: the round; 0 for nothing yet, None for the newest.
+
+        Raises:
+            LanguageError: for a damaged file, or where a round is asked for that is not kept.
+        """
+        there = self._rounds(name)
+        if server_round == 0 or (server_round is None and not there):
+            return None
+        wanted = max(there) if server_round is None else server_round
+        if wanted not in there:
+            raise LanguageError(
+                f"{name}: what this site kept after round {wanted} is gone (there: {sorted(there) or 'nothing'}); "
+                "bring the site's folder back, or start the run anew"
+            )
+        return self.load(f"{name}-{wanted}")
+
+    def save_round(self, name: str, arrays: Arrays, before: int | None, server_round: int | None) -> None:
+        """Keep what a round left beside what it went on from: the server may not know of the round yet.
+
+        Args:
+            name: what.
+            arrays: the matrices.
+            before: round that was gone on from, as in `load_round`.
+            server_round: the round; None for the one after the newest.
+
+        Raises:
+            LanguageError: as `save`.
+        """
+        newest = max(self._rounds(name), default=0)
+        now = newest + 1 if server_round is None else server_round
+        self.save(f"{name}-{now}", arrays)
+        self.keep_only(f"{name}-", {f"{name}-{number}" for number in (newest if before is None else before, now)})
+
+    def _rounds(self, name: str) -> set[int]:
+        """Rounds after which something was kept under a name."""
+        names = set(self._memory) if self._folder is None else {p.stem for p in self._folder.glob(f"{name}-*{_SUFFIX}")}
+        ends = {one.removeprefix(f"{name}-") for one in names if one.startswith(f"{name}-")}
+        return {int(end) for end in ends if end.isdecimal()}
+
     @staticmethod
     def _path(folder: Path, name: str) -> Path:
         return folder / f"{name}{_SUFFIX}"

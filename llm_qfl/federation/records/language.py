@@ -76,6 +76,8 @@ class LanguageTask:
         teach: shall the site score the adapter as it is on its validation rows, and keep its soft labels?
         offset: language steps of the run before this round.
         total: language steps of the whole run.
+        kept: round of the site's last answer that entered an average, 0 where none did: the site goes on from what it
+            kept then. It may be a round ahead of a server that was interrupted.
     """
 
     source: str
@@ -90,6 +92,7 @@ class LanguageTask:
     offset: int = 0
     total: int = 0
     teach: bool = False
+    kept: int = 0
 
 
 def put_offer(content: RecordDict, offer: ModelOffer) -> None:
@@ -138,6 +141,7 @@ def put_task(content: RecordDict, task: LanguageTask) -> None:
         "teach": task.teach,
         "offset": task.offset,
         "total": task.total,
+        "kept": task.kept,
     }
     content[META] = ConfigRecord(dict(meta))
     content[LIBRARIES] = ConfigRecord(dict(task.libraries))
@@ -170,6 +174,7 @@ def read_task(content: RecordDict) -> LanguageTask | None:
         offset=read_int(meta, "offset"),
         total=read_int(meta, "total"),
         teach=bool(flags["teach"]),
+        kept=read_int(meta, "kept"),
     )
 
 

@@ -149,7 +149,7 @@ def test_lossy_wire(make_server, make_client, make_rows, wire) -> None:
     assert not np.array_equal(before, server.adapter_arrays()["4/self_attn.q_proj/A"])
     again = make_client(server, "site")
     assert again.holds(sent.emulator_digest)
-    assert (again.folder / "residual.safetensors").is_file()
+    assert (again.folder / "residual-1.safetensors").is_file()
 
 
 def test_late_answers(make_server, make_client, make_rows) -> None:
@@ -307,9 +307,9 @@ def test_a_damaged_file_of_the_site_is_named(make_server, make_client, make_rows
     sent = server.broadcast(emulator=True)
     client.receive(sent.arrays, sent.emulator_digest)
     client.train(make_rows(0, 4), seed=0)
-    path = client.folder / "residual.safetensors"
+    path = client.folder / "residual-1.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(LanguageError, match=r"residual\.safetensors cannot be read"):
+    with pytest.raises(LanguageError, match=r"residual-1\.safetensors cannot be read"):
         client.train(make_rows(0, 4), seed=0)
 
 
