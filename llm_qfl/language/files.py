@@ -68,7 +68,7 @@ def need_room(folder: Path, size: int, what: str) -> None:
 
 
 def write_folder(target: Path, write: Callable[[Path], None], *, size: int, what: str) -> None:
-    """Fill a new folder beside `target`, then rename it: another process sees all of it or none.
+    """Fill a new folder beside `target`, then rename it: another process sees all of it or none, and may read it.
 
     Args:
         target: the folder; one that is there already is replaced.
@@ -85,7 +85,7 @@ def write_folder(target: Path, write: Callable[[Path], None], *, size: int, what
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             write(part)
-            part.chmod(0o755)
+            _readable(part)
             if target.exists():
                 shutil.rmtree(target)
             part.rename(target)
@@ -93,6 +93,12 @@ def write_folder(target: Path, write: Callable[[Path], None], *, size: int, what
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise LanguageError(f"cannot write {what} to {target}: {error.strerror or error}") from error
+
+
+def _readable(folder: Path) -> None:
+    """A static web server under another user serves these files: libraries make some for their owner alone."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
