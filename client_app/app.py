@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.guard import guarded
 from llm_qfl.federation.config import RunConfig
-from llm_qfl.federation.errors import RecordError
+from llm_qfl.federation.errors import PrivacyError, RecordError
 from llm_qfl.federation.fingerprint import check_fingerprint, fingerprint
 from llm_qfl.federation.records import (
     decode_query,
@@ -29,9 +29,11 @@ app = ClientApp()
 def query(message: Message, context: Context) -> Message:
     """Who this site is, what rows it has, the sums for the feature map, and whether it has room for the model."""
     from client_app.data import census
+    from client_app.privacy import require_privacy
 
     config = RunConfig.from_run_config(context.run_config)
     settings = NodeSettings.from_node_config(context.node_config)
+    require_privacy(config, settings)
     registered, theirs = decode_query(message.content)
     check_fingerprint(theirs, fingerprint(config))
     site, offer = registered or settings.site, read_offer(message.content)
@@ -61,9 +63,16 @@ def train(message: Message, context: Context) -> Message:
             answer, problem = work.language.train(work.setup, work.task.plan.server_round)
         elif work.task.language.teach:
             teacher, problem = work.language.teach(work.setup)
-    soft = work.soft_labels() if work.task.plan.distill_weight else None
+    state, plan = work.task.state, work.task.plan
     with closing(work.qnn) as qnn:
-        report = local_round(work.task.state, work.task.plan, work.partition, qnn, work.baselines, work.config, soft)
+        if work.config.privacy.on:
+            from client_app.private_round import planned_steps, private_round
+
+            guard = work.guard(plan, planned_steps(qnn.model, plan))
+            report = private_round(state, plan, work.partition, qnn, work.config, guard)
+        else:
+            soft = work.soft_labels() if plan.distill_weight else None
+            report = local_round(state, plan, work.partition, qnn, work.baselines, work.config, soft)
     report = replace(report, language=answer, language_problem=problem, teacher=teacher)
     return Message(encode_report(report, work.qnn.model.parameter_names, work.fingerprint), reply_to=message)
 
@@ -76,6 +85,8 @@ def evaluate(message: Message, context: Context) -> Message:
     from client_app.work import prepare
 
     work = prepare(message, context)
+    if work.config.privacy.on:
+        raise PrivacyError("scores of the site's own rows are not covered by privacy.unit; none are given")
     with closing(work.qnn) as qnn:
         evaluation = local_evaluation(work.task.state, work.partition, qnn, work.baselines)
     if work.language is not None and work.task.language is not None and work.task.language.score:

@@ -7,9 +7,9 @@ but what `census` returns.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +18,9 @@ from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.partition import Deal
 from llm_qfl.federation.data.pool import Pool, fractions, read_pool
 from llm_qfl.federation.data.split import PARTS, make_split, split_site
-from llm_qfl.federation.data.sums import local_sums
+from llm_qfl.federation.data.sums import FeatureSums, local_sums
 from llm_qfl.federation.errors import ConfigError, DataError
+from llm_qfl.federation.privacy.sums import private_sums
 from llm_qfl.federation.records import Census
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.setup import Setup
@@ -100,8 +101,10 @@ def census(
     pool, train = rows.pool, rows.parts["train"]
     y = pool.y[train]
     data, quantum = config.data, config.quantum.at_site(settings.backend, settings.evaluation_backend)
-    sums = None
-    if pool.encoding != "language" or numbers is not None:
+    sums, by_class = None, np.bincount(y, minlength=len(pool.class_names))
+    if config.privacy.on:
+        sums, by_class = _private_sums(config, settings, site, Rows(row_numbers(pool, train, numbers), y), pool)
+    elif pool.encoding != "language" or numbers is not None:
         x = row_numbers(pool, train, numbers)
         sums = local_sums(x, y, classes=pool.class_names, reduction=data.reduction, min_rows=data.min_rows)
     return Census(
@@ -111,11 +114,34 @@ def census(
         columns=pool.columns,
         class_names=pool.class_names,
         rows={name: len(indices) for name, indices in rows.parts.items()},
-        class_counts=np.bincount(y, minlength=len(pool.class_names)),
+        class_counts=by_class,
         sums=None if sums is None else sums.to_arrays(),
         backend=quantum.backend,
         scoring_backend=quantum.scoring.backend,
         language=language,
+    )
+
+
+def _private_sums(
+    config: RunConfig, settings: NodeSettings, site: str, rows: Rows, pool: Pool
+) -> tuple[FeatureSums | None, Labels]:
+    """Sums within the public ranges and rows by class, both with the site's noise (`client-central`: the server's)."""
+    from client_app.privacy import SiteSecrets
+
+    data, privacy = config.data, config.privacy
+    noise: Callable[[int], Array] = np.zeros
+    if privacy.unit != "client-central":
+        guard = SiteSecrets(settings, site).census(config, rows)
+        noise = partial(guard.noise.gaussian, scale=guard.release.noise)
+    return private_sums(
+        rows.x,
+        rows.y,
+        classes=pool.class_names,
+        reduction=data.reduction,
+        min_rows=data.min_rows,
+        bounds=privacy.bounds,
+        noise=noise,
+        whole=privacy.unit == "client-local",
     )
 
 

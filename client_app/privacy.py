@@ -40,6 +40,19 @@ class Guard:
     epsilon: float | None
 
 
+def require_privacy(config: RunConfig, settings: NodeSettings) -> None:
+    """A site with a limit of its own (node config `epsilon`) answers no run that does not hide its rows at the site.
+
+    Raises:
+        PrivacyError: the run asks for more.
+    """
+    if settings.epsilon is not None and config.privacy.unit not in ("record", "client-local"):
+        raise PrivacyError(
+            f"this site answers only with noise of its own: privacy.unit expected record or client-local, got "
+            f"{config.privacy.unit!r}"
+        )
+
+
 def feature_release(config: RunConfig) -> Release:
     """The sums behind the feature map: one answer, with its share of epsilon."""
     privacy = config.privacy

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Message
 
 from client_app.data import site_partition
+from client_app.privacy import Guard, SiteSecrets, require_privacy
 from client_app.round import SiteQNN
 from client_app.store import take_setup
 from llm_qfl.baselines import Baseline, make_baselines
@@ -18,7 +19,7 @@ from llm_qfl.federation.records import Task, check_state, decode_task
 from llm_qfl.federation.seeding import stream
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import Array, Partition
+from llm_qfl.federation.types import Array, Partition, RoundPlan
 from llm_qfl.quantum.model import get_model
 from llm_qfl.quantum.scope import Place, Scope
 
@@ -41,6 +42,17 @@ class Work:
     """The language model, where the task is about it, too."""
     settings: NodeSettings | None = None
 
+    def guard(self, plan: RoundPlan, steps: int) -> Guard | None:
+        """What hides this site's rows, or the site, in a round; None where the server does.
+
+        Raises:
+            PrivacyError: the budget is spent.
+        """
+        if self.settings is None or self.config.privacy.unit not in ("record", "client-local"):
+            return None
+        secrets, task = SiteSecrets(self.settings, self.task.site), self.task
+        return secrets.round(self.config, task.run, task.state, plan, self.partition.train, steps)
+
     def soft_labels(self) -> Array | None:
         """What the adapter that this site tuned or was sent last says of its training rows; None where it had none."""
         if self.settings is None:
@@ -60,6 +72,7 @@ def prepare(message: Message, context: Context) -> Work:
     """
     config = RunConfig.from_run_config(context.run_config)
     settings = NodeSettings.from_node_config(context.node_config)
+    require_privacy(config, settings)
     task = decode_task(message.content)
     setup = take_setup(settings.folder, task.setup, task.setup_digest)
     classes = len(setup.class_names)
@@ -70,7 +83,10 @@ def prepare(message: Message, context: Context) -> Work:
     model, scorer = get_model(quantum, classes, place), get_model(quantum.scoring, classes, place)
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=task.setup_digest)
     check_fingerprint(task.fingerprint, mark)
-    baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
+    # What the baselines learn is not covered, so they do not learn.
+    baselines: Mapping[str, Baseline] = {}
+    if not config.privacy.on:
+        baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
     shapes = {name: baseline.initial(stream(0, settings.site, 0, "shapes")) for name, baseline in baselines.items()}
     check_state(task.state, model.parameter_names, shapes)
     shots = config.quantum.shots if task.plan is None else task.plan.shots or config.quantum.shots

@@ -61,8 +61,6 @@ def encode_report(report: ClientReport, parameter_names: tuple[str, ...], finger
     """Content of the reply to a train task."""
     metrics: dict[str, int | float | list[int]] = {
         "num-examples": report.num_examples,
-        "train-loss-first": report.train_loss_first,
-        "train-loss-best": report.train_loss_best,
         "seconds": report.seconds,
         "distill-weight": report.distill_weight,
     }
