@@ -17,6 +17,7 @@ from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
 from llm_qfl.quantum.folder import save_model
 from server_app.display import Display
 from server_app.language import LanguageSession
+from server_app.language_end import save as save_language
 from server_app.language_json import about_json, card_lines, language_json
 from server_app.ledger import Json, Ledger, round_line, scores_json
 from server_app.progress import Progress
@@ -101,7 +102,7 @@ class FolderBook:
         summary = summary_json(self._ledger.run_id, finished)
         if opened.language is not None:
             card = card_lines(opened.config, self._ledger.run_id, summary)
-            opened.language.save(self._ledger.folder, card)
+            save_language(opened.language, self._ledger.folder, card)
         self._ledger.write_json("summary.json", summary)
         return summary
 

@@ -16,19 +16,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.encodings import number_names
 from llm_qfl.federation.data.sums import FeatureSums
 from llm_qfl.federation.data.text import TextPlan
-from llm_qfl.federation.errors import LanguageError
-from llm_qfl.federation.records import Census, Evaluation, ModelOffer
+from llm_qfl.federation.errors import DataError, LanguageError
+from llm_qfl.federation.records import Census, ModelOffer
 from llm_qfl.federation.settings import default_folder, project_folder
 from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import Array
 from server_app.checkpoint import Arrays, Json, LanguageMemory
-from server_app.evaluation import pool
 from server_app.language_rounds import AdapterRounds
-from server_app.language_scores import LanguageScores, RouteScores, server_texts
+from server_app.language_scores import LanguageScores, RouteScores, Texts, server_texts
 
 if TYPE_CHECKING:
     from llm_qfl.language.batches import TokenRows
@@ -101,7 +102,7 @@ class LanguageSession:
         from llm_qfl.language.models import load_base
         from llm_qfl.language.server import ServerLanguage
 
-        self.config, self._run, self.timing, self._note = config, run, Timing(), note
+        self.config, self._run, self.timing, self.note = config, run, Timing(), note
         self._language, self._seed = config.language.effective(), config.server.seed
         started = time.monotonic()
         base = load_base(_model_name(config.language.model), default_folder() / "models")
@@ -140,8 +141,8 @@ class LanguageSession:
         self.trainers: tuple[str, ...] = ()
         self.scores: LanguageScores | None = None
         self.exchange = AdapterRounds(self)
-        self.final: dict[str, RouteScores] = {}
-        self.final_validation: dict[str, RouteScores] = {}
+        self.found: dict[str, dict[str, RouteScores]] = {"test": {}, "validation": {}}
+        """Scores of the final adapter by part and route."""
         self._before = before
         if before is not None:
             self._remember(before)
@@ -169,6 +170,11 @@ class LanguageSession:
     def public_count(self) -> int:
         """Public texts that were to be had."""
         return len(self._texts)
+
+    @property
+    def public_texts(self) -> tuple[str, ...]:
+        """Public texts that the run aligns on."""
+        return self._texts
 
     @property
     def public_digest(self) -> str:
@@ -245,7 +251,7 @@ class LanguageSession:
         self.timing.align += seconds
         losses = [] if report is None else report.boundary_losses
         if losses:
-            self._note(
+            self.note(
                 f"compressed model aligned on {len(public)} public texts: {len(losses)} steps in {seconds:.0f} s, "
                 f"boundary loss {losses[0]:.3f} to {losses[-1]:.3f}"
             )
@@ -281,11 +287,15 @@ class LanguageSession:
         if self.makes_features:  # a site whose rows the server has given numbers for holds the emulator
             self.exchange.hold(self.sites, self.server.broadcast(emulator=False).emulator_digest)
         view = self.view = TaskView.of(setup.text, self._language, self.server.base.tokenizer)
+        if view.words is None:
+            view.training(("text",), np.zeros(1, np.intp))  # a request that cannot be written is found here
         if not self._texts:
             self._texts = self._public_texts(setup.text)
+        held = server_texts(self.config, setup)
+        _apart(self._texts, held)
         if self._public is None:
             self._align(view.public(self._texts), 0)
-        self.scores = LanguageScores(self.server, view, self._texts, server_texts(self.config, setup))
+        self.scores = LanguageScores(self.server, view, self._texts, held)
 
     def features(self, texts: Sequence[str]) -> Array:
         """Numbers of the server's own texts, as sites make them of theirs."""
@@ -302,64 +312,28 @@ class LanguageSession:
             )
 
     def after(self, server_round: int) -> tuple[float | None, float | None]:
-        """Alignment between rounds, or the calibration after the last one."""
+        """Alignment between rounds."""
         done = self.rounds.index(server_round) + 1
         if done == len(self.rounds):
-            self._calibrate(server_round)
             return None, None
         if not self._language.realigns or done % self._language.align_every or self._public is None:
             return None, None
         return self._align(self._public, server_round)
 
-    def _calibrate(self, server_round: int) -> None:
-        if not self._language.calibrate_steps or not self._language.federated or self.view is None:
-            return
-        started = time.monotonic()
-        rows = self.view.calibration_rows(self._texts)
-        self.server.calibrate(rows, server_round, self.view.first_tokens)
-        self.timing.calibrate = time.monotonic() - started
 
-    # ---- the end ----------------------------------------------------------------------------------------------
+def _apart(public: Sequence[str], held: Texts) -> None:
+    """Public text is read in alignment and for the class prior: none of it may be scored.
 
-    def finish(self, evaluations: Sequence[Evaluation]) -> None:
-        """Score the final adapter on the test rows: the server's along all routes, the sites' along their own.
-
-        Nothing is scored where no site took part.
-        """
-        if self.scores is None or not self.trainers:
-            return
-        started = time.monotonic()
-        if self.scores.parts:
-            self._note(f"scoring the language model on the server's {' and '.join(self.scores.parts)} rows ...")
-        for part, found in (("test", self.final), ("validation", self.final_validation)):
-            here = self.scores.rows(part) is not None
-            found.update(self.scores.final(part, self.exchange.own) if here else _from_sites(evaluations, part))
-        self.timing.score += time.monotonic() - started
-
-    def save(self, folder: Path, card: Mapping[str, str]) -> None:
-        """Write the PEFT folder `adapter/` with the full model's layer numbers; nothing where the sites kept their own.
-
-        Where states are the rows' numbers, what makes them goes beside the QNN, into `model/`.
-        """
-        from llm_qfl.language.export import export_adapter
-        from llm_qfl.language.feature_model import save_feature_model
-
-        if self.makes_features:
-            save_feature_model(folder / "model", self.server, self.config.data.layer)
-        if self._language.federated and self.trainers:
-            arrays, compressed = self.server.adapter_arrays(), self._language.compresses
-            export_adapter(
-                folder / "adapter", self.server.base, self.server.adapter, arrays, card, compressed=compressed
+    Raises:
+        DataError: where some is.
+    """
+    known = {" ".join(text.split()) for text in public}
+    for part, (texts, _) in held.items():
+        if both := sum(" ".join(text.split()) in known for text in texts):
+            raise DataError(
+                f"language.public: {both} of the server's {len(texts)} {part} rows are public texts, too; name a file "
+                "without them, or language.public=embedded"
             )
-
-
-def _from_sites(evaluations: Sequence[Evaluation], part: str) -> dict[str, RouteScores]:
-    found: dict[str, RouteScores] = {}
-    for route in ("compressed-zero-shot", "adap-emu"):
-        total = pool([one.language[route][part] for one in evaluations if route in one.language])
-        if total is not None:
-            found[route] = RouteScores(total, None)
-    return found
 
 
 def _model_name(name: str) -> str:

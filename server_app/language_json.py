@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.types import LanguageAnswer, LanguageRound, Scores
 from server_app.language import LanguageSession
+from server_app.language_end import CALIBRATED
 from server_app.language_scores import RouteScores
 
 Json = dict[str, Any]
 
 ACCURACIES = {
-    "zero_shot_accuracy": ("zero-shot", "calibrated"),
-    "compressed_zero_shot_accuracy": ("compressed-zero-shot", "calibrated"),
-    "adap_emu_accuracy": ("adap-emu", "plain"),
-    "adap_fu_accuracy": ("adap-fu", "plain"),
+    "zero_shot_accuracy": (("zero-shot", "calibrated"), ("zero-shot", "plain")),
+    "compressed_zero_shot_accuracy": (("compressed-zero-shot", "calibrated"), ("compressed-zero-shot", "plain")),
+    "adap_emu_accuracy": (("adap-emu", "plain"),),
+    "adap_fu_accuracy": ((CALIBRATED, "plain"), ("adap-fu", "plain")),
 }
-"""Key of the summary -> route, and with or without the class prior divided out: a model that was not tuned leans to
-some words whatever the text, and a gain over that would be calibration alone."""
+"""Key of the summary -> routes, and with or without the class prior divided out; the first that there is. A model that
+was not tuned leans to some words whatever the text, and a gain over that would be calibration alone; sites, which have
+no public text, know no prior."""
 
 
-def language_scores_json(scores: Scores | None) -> Json | None:
-    """Loss (nats), accuracy, macro-recall and rows; where texts are written the loss per token and the tokens."""
+def language_scores_json(scores: Scores | None, models: int = 1) -> Json | None:
+    """Loss (nats), accuracy, macro-recall and rows; where texts are written the loss per token and the tokens.
+
+    Args:
+        scores: the sums.
+        models: adapters that they are pooled over, each on all rows.
+    """
     if scores is None or scores.count == 0:
         return None
+    count = scores.count // models
     if len(scores.rows) == 1:  # tokens, as rows of one class
-        return {"loss": scores.loss, "accuracy": None, "balanced_accuracy": None, "tokens": scores.count}
+        return {"loss": scores.loss, "accuracy": None, "balanced_accuracy": None, "tokens": count}
     return {
         "loss": scores.loss,
         "accuracy": scores.accuracy,
         "balanced_accuracy": scores.balanced_accuracy,
-        "rows": scores.count,
+        "rows": count,
     }
 
 
@@ -61,6 +69,7 @@ def about_json(session: LanguageSession) -> Json:
         "style": None if view is None else view.plan.style,
         "columns": [] if view is None else list(view.plan.names),
         "template": None if view is None else view.plan.template,
+        "settings": server.config.model_dump(mode="json", by_alias=True),
         "public": {"source": language.public, "rows": session.public_count, "sha256": session.public_digest},
         "align_losses": list(session.align_losses),
         "libraries": dict(session.libraries),
@@ -122,16 +131,17 @@ def language_json(session: LanguageSession, rounds: int) -> Json:
         session: at the end of the run.
         rounds: rounds in which the adapter was averaged.
     """
-    final = {kind: route_json(found) for kind, found in session.final.items()}
+    final = {kind: route_json(found) for kind, found in session.found["test"].items()}
     return {
         "model": session.config.language.model,
         "method": session.config.language.method,
         "rounds": rounds,
         "sites": len(session.trainers),
         "left_out": dict(session.left_out),
-        **{key: ((final.get(kind) or {}).get(how) or {}).get("accuracy") for key, (kind, how) in ACCURACIES.items()},
+        **{key: _first_accuracy(final, places) for key, places in ACCURACIES.items()},
         "test": final,
-        "validation": {k: route_json(found) for k, found in session.final_validation.items()},
+        "validation": {k: route_json(found) for k, found in session.found["validation"].items()},
+        "tuned": session.exchange.tuned,
         "client_peak_bytes": session.exchange.client_peak,
         "bytes_up": session.exchange.bytes_up,
         "bytes_down": session.exchange.bytes_down,
@@ -140,11 +150,18 @@ def language_json(session: LanguageSession, rounds: int) -> Json:
     }
 
 
+def _first_accuracy(final: Mapping[str, Json], places: Sequence[tuple[str, str]]) -> float | None:
+    for kind, how in places:
+        if scores := (final.get(kind) or {}).get(how):
+            return cast(float | None, scores.get("accuracy"))
+    return None
+
+
 def route_json(found: RouteScores) -> Json:
     """Scores of a route, without and with the class prior divided out."""
     return {
-        "plain": language_scores_json(found.plain),
-        "calibrated": language_scores_json(found.calibrated),
+        "plain": language_scores_json(found.plain, found.models),
+        "calibrated": language_scores_json(found.calibrated, found.models),
     }
 
 

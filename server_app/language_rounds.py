@@ -54,6 +54,11 @@ class AdapterRounds:
         self.client_peak: int | None = None
         """Most memory of any site's training."""
 
+    @property
+    def tuned(self) -> bool:
+        """Has any answer counted, so that there is an adapter that somebody trained?"""
+        return self._version > 0 or bool(self.own)
+
     def hold(self, sites: Sequence[str], emulator_digest: str) -> None:
         """These sites have this emulator."""
         self._holds |= {(site, emulator_digest) for site in sites}

@@ -33,10 +33,12 @@ class RouteScores:
         plain: as the model answers.
         calibrated: with the class prior that the same route shows on public prompts divided out; None where there are
             no classes, or the rows are the sites'.
+        models: sites' own adapters that were pooled, each on all rows; 1 where there is one adapter.
     """
 
     plain: Scores
     calibrated: Scores | None
+    models: int = 1
 
 
 def server_texts(config: RunConfig, setup: Setup) -> Texts:
@@ -85,12 +87,18 @@ class LanguageScores:
         rows = self.validation
         return None if rows is None else self._scored(rows, kind, own, prior=False).plain
 
-    def final(self, part: str, own: Own) -> dict[str, RouteScores]:
-        """Every route on the rows of a part."""
+    def final(self, part: str, own: Own, *, tuned: bool = True) -> dict[str, RouteScores]:
+        """Every route on the rows of a part; without `tuned` those without an adapter alone."""
         from llm_qfl.language.server import ROUTES
 
         rows = self._held[part]
-        return {kind: self._scored(rows, kind, own, prior=True) for kind in ROUTES}
+        return {
+            kind: self._scored(rows, kind, own, prior=True) for kind in ROUTES if tuned or not kind.startswith("adap")
+        }
+
+    def route(self, part: str, kind: str) -> RouteScores:
+        """A route with the adapter as it is, on the rows of a part."""
+        return self._now(self._held[part], kind, prior=True)
 
     def _scored(self, rows: HeldOut, kind: str, own: Own, *, prior: bool) -> RouteScores:
         if not own or not kind.startswith("adap"):
@@ -101,7 +109,7 @@ class LanguageScores:
                 each.append(self._now(rows, kind, prior=prior))
         plain = pool([one.plain for one in each]) or each[0].plain
         calibrated = [one.calibrated for one in each if one.calibrated is not None]
-        return RouteScores(plain, pool(calibrated))
+        return RouteScores(plain, pool(calibrated), len(each))
 
     def _now(self, rows: HeldOut, kind: str, *, prior: bool) -> RouteScores:
         route = self._server.route(kind)

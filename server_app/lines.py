@@ -135,6 +135,7 @@ ROUTES = (
     ("compressed-zero-shot", "calibrated", "compressed zero-shot *"),
     ("adap-emu", "plain", "adapter, compressed"),
     ("adap-fu", "plain", "adapter, full model"),
+    ("adap-fu-calibrated", "plain", "the same, calibrated"),
 )
 
 
@@ -151,10 +152,14 @@ def language_lines(language: Json) -> list[str]:
         rows = [(label.removesuffix(" *"), (test.get(kind) or {}).get("plain") or {}) for kind, _, label in ROUTES]
     lines = ["", f"{'language model':<24}{'accuracy':>10}{'balanced':>10}{'loss':>10}   {name}"]
     for label, found in rows:
+        if not found:
+            continue
         cells = (number(found.get(key)) for key in ("accuracy", "balanced_accuracy", "loss"))
         lines.append(f"{label:<24}" + "".join(f"{cell:>10}" for cell in cells))
     if any(label.endswith("*") for label, _ in rows):
         lines.append("* what it says whatever the text, measured on public text, is divided out")
+    if not language.get("tuned", True):
+        lines.append("no adapter: no site's answer ever counted, the report says why")
     lines.append(
         f"adapter: {language['rounds']} rounds at {language['sites']} sites, {size(language['bytes_up'])} up, "
         f"{size(language['bytes_down'])} down, {size(language.get('client_peak_bytes'))} of memory at most at a site"

@@ -29,6 +29,7 @@ from server_app.checkpoint import Json
 from server_app.evaluation import Scorer, pool
 from server_app.grid import BoundedGrid
 from server_app.language import LanguageSession, open_language
+from server_app.language_end import finish as finish_language
 from server_app.policy import make_decider
 from server_app.progress import Progress
 from server_app.resume import Resumed
@@ -161,7 +162,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
     state = strategy.state_of(result.arrays, count)
     validation, test, spent = _final_scores(opened, strategy, state, scope)
     if opened.language is not None:
-        opened.language.finish(strategy.evaluations)
+        finish_language(opened.language, strategy.evaluations)
     up, down = strategy.evaluation_bytes
     past = () if resumed is None else resumed.lines
     return Finished(

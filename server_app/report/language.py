@@ -29,6 +29,7 @@ ROUTES = {
     "compressed-zero-shot": "Compressed zero-shot: what sites hold, before they tuned it",
     "adap-emu": "AdapEmu: the adapter on what sites hold",
     "adap-fu": "AdapFu: the adapter on the full model",
+    "adap-fu-calibrated": "AdapFu, its answers on public prompts fitted to AdapEmu's (ours, not the paper's)",
 }
 FEW_STEPS = 100  # of a site in the whole run; the reference's tuned models had 100 or more
 MOST = 200
@@ -87,7 +88,7 @@ def _verdict(found: Json) -> str:
             "on the compressed model",
         )
     if not tuned or tuned.get("accuracy") is None or not best:
-        return _verdict_on_texts(test)
+        return _verdict_on_texts(test) if "adap-emu" in test else "No adapter was tuned."
     rows = int(tuned["rows"])
     first, second = round(tuned["accuracy"] * rows), round(best["accuracy"] * rows)
     low, high = difference(first, second, rows)
@@ -114,6 +115,8 @@ def _scores(run: Run, found: Json) -> Markup | None:
     rows: list[list[Child]] = []
     for kind, name in ROUTES.items():
         plain, calibrated = _of(test, kind, "plain"), _of(test, kind, "calibrated")
+        if not plain:
+            continue
         rows.append([name, *_three(plain), *_three(calibrated)])
     if run.summary.get("test_accuracy") is not None:
         mine = [number(run.summary.get(f"test_{key}")) for key in ("accuracy", "balanced_accuracy", "loss")]
@@ -137,7 +140,9 @@ def _reading(run: Run, found: Json) -> str:
             "preference, measured on public text without labels by the same route, is divided out; the summary's "
             "zero-shot accuracies are those, its AdapEmu and AdapFu are the plain ones."
         )
-    if "adap-fu" not in test:
+    if not found.get("tuned", True):
+        texts.append("No site's answer ever counted, so there is no adapter to score; why stands below.")
+    elif "adap-fu" not in test:
         texts.append("The test rows are the sites', and sites do not hold the full model: AdapFu has no score.")
     if found.get("method") == "local":
         texts.append("Nothing was averaged: AdapEmu and AdapFu are means over the sites' own adapters.")
