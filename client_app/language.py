@@ -78,6 +78,8 @@ def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None)
         return f"not installed at the site: {', '.join(missing)}; pip install 'llm-qfl[language]'"
     if problem := library_problem(offer.libraries):
         return f"other versions than the server's: {problem}"
+    if config.language.quantization == "nf4" and find_spec("bitsandbytes") is None:
+        return "language.quantization=nf4 needs bitsandbytes, which is not installed at the site"
     try:
         return _room_problem(config, settings, offer)
     except FAILURES as error:

@@ -1,4 +1,4 @@
-"""The end of a run's language model: scores of the final adapter along all routes, calibration, the adapter's folder."""
+"""The end of a run's language model: scores along all routes, calibration, the folder of the adapter."""
 
 from __future__ import annotations
 

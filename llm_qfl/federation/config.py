@@ -340,6 +340,8 @@ def _language_problems(config: RunConfig) -> list[str]:
                 "language.quantization: expected none where data.encoding=language (the server's features are those of "
                 f"the whole numbers), got {language.quantization!r}"
             )
+    if language.task == "generation" and language.prompt != "auto" and "{label}" not in language.prompt:
+        problems.append(f"language.prompt: to write texts it needs {{label}}, got {language.prompt!r}")
     url = language.models_url
     if url != "none" and not url.startswith(("http://", "https://")):
         problems.append(f"language.models-url: expected none or an http(s) address, got {url!r}")

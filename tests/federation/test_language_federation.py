@@ -17,7 +17,7 @@ from client_app.data import site_texts
 from client_app.language import SiteLanguage, why_not
 from llm_qfl.cli.predict import predict_rows
 from llm_qfl.federation.config import RunConfig
-from llm_qfl.federation.errors import ConfigError, LanguageError
+from llm_qfl.federation.errors import ConfigError, DataError, LanguageError
 from llm_qfl.federation.records import ModelOffer, language_bytes
 from llm_qfl.federation.seeding import seed_of
 from llm_qfl.federation.settings import NodeSettings
@@ -380,8 +380,68 @@ def test_server_validation_scores_both_routes_first_and_last(tmp_path):
     assert run.finished.rounds[0].language.validation.count == run.finished.validation["qnn"].count
 
 
+def test_a_preset_holds_at_the_sites_too(tmp_path):
+    """The published code does not balance classes: rows weigh the same though the default says otherwise."""
+    run = federate(tmp_path, {"language.preset": "released"})
+    opened, session = run.finished.opened, session_of(run)
+    settings = NodeSettings.from_node_config(nodes(tmp_path, 2)[0])
+    offer = ModelOffer("again", session.source, session.exported.sha256, session.libraries)
+    site = SiteLanguage(opened.config, settings, "site-0000", "again", offer)
+    rows = site._view(opened.setup).training(("a", "b", "c"), np.array([0, 0, 1]))
+    assert set(rows.weight.tolist()) == {1.0}
+    assert session.server.config.balance is False
+
+
+def test_nothing_is_scored_or_saved_of_an_adapter_that_nobody_trained(tmp_path, monkeypatch):
+    def broken(self, setup, server_round):
+        raise LanguageError("broken")
+
+    monkeypatch.setattr(SiteLanguage, "_train", broken)
+    run = federate(tmp_path, output=tmp_path / "runs")
+    summary = run.summary["language"]
+    assert run.summary["status"] == "finished"
+    assert set(summary["test"]) == {"zero-shot", "compressed-zero-shot"}
+    assert (summary["adap_emu_accuracy"], summary["adap_fu_accuracy"], summary["tuned"]) == (None, None, False)
+    assert not (run.folder / "adapter").exists()
+    assert "No adapter was tuned" in (run.folder / "report.html").read_text()
+
+
+def test_public_text_is_no_test_row(tmp_path):
+    rows = [f"good film number {n}" if n % 2 else f"bad film number {n}" for n in range(60)]
+    (tmp_path / "r.csv").write_text("text,label\n" + "".join(f"{t},{'ab'[n % 2]}\n" for n, t in enumerate(rows)))
+    (tmp_path / "p.txt").write_text("".join(f" {text}  \n" for text in rows))
+    keys = {"data.source": f"csv:{tmp_path / 'r.csv'}", "language.public": f"file:{tmp_path / 'p.txt'}"}
+    with pytest.raises(DataError, match=r"of the server's \d+ test rows are public texts, too"):
+        federate(tmp_path, {**keys, "language.label-words": "classes", "language.public-rows": 60})
+
+
+def test_four_bit_weights_need_their_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_side, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    run = federate(tmp_path, {"language.quantization": "nf4"})
+    assert "needs bitsandbytes" in run.summary["language"]["left_out"]["site-0000"]
+    assert run.summary["language"]["test"] == {}
+
+
+def test_other_numbers_are_another_copy_of_the_weights(tmp_path):
+    """A client in bfloat16 rounds the weights that it shares; one in float32 in the same process must not get them."""
+    run = federate(tmp_path)
+    session = session_of(run)
+    language = run.finished.opened.config.language
+    folder, sha256 = session.exported.folder, session.exported.sha256
+    exact = site_side._load(folder, sha256, language)
+    before = {key: value.clone() for key, value in exact.stack.model.state_dict().items()}
+    rounded = site_side._load(folder, sha256, language.model_copy(update={"dtype": "bfloat16"}))
+    rounded.stack.model.to(torch.bfloat16)
+    again = site_side._load(folder, sha256, language).stack.model.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in before.items())
+
+
 def test_calibration_after_the_last_average(tmp_path):
     plain, tuned = (federate(tmp_path, {"language.calibrate-steps": steps}) for steps in (0, 2))
+    scores = [run.summary["language"]["test"] for run in (plain, tuned)]
+    assert scores[0]["adap-emu"] == scores[1]["adap-emu"]  # what sites tuned
+    assert scores[0]["adap-fu"] == scores[1]["adap-fu"] != scores[1]["adap-fu-calibrated"]
+    assert "adap-fu-calibrated" not in scores[0]
     assert same(plain.finished.rounds[1].language.answers["site-0000"].arrays,
                 tuned.finished.rounds[1].language.answers["site-0000"].arrays)  # fmt: skip
     assert not same(session_of(plain).server.adapter_arrays(), session_of(tuned).server.adapter_arrays())
@@ -476,6 +536,7 @@ def test_texts_are_written(tmp_path, reviews):
         ({"language.label-words": "one"}, ConfigError, "expected 2 different words"),
         ({"language.public": "file:nowhere.txt"}, Exception, "nowhere.txt"),
         ({"data.encoding": "language", "language.dtype": "auto"}, ConfigError, "expected float32"),
+        ({"language.task": "generation", "language.prompt": "Write {row}"}, ConfigError, "to write texts it needs"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_round_starts(tmp_path, monkeypatch, keys, error, text):
