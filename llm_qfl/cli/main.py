@@ -9,7 +9,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from llm_qfl.cli import deploy_commands
+from llm_qfl.cli import deploy_commands, policy
 from llm_qfl.federation.errors import LlmQflError
 
 
@@ -34,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(deploy_commands.app, name="deploy", rich_help_panel="Deployment")
+app.add_typer(policy.app, name="policy")
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Overrides = Annotated[
