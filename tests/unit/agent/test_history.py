@@ -123,3 +123,12 @@ def test_language_losses_stand_until_the_adapter_is_tuned_again():
     assert later.server == pytest.approx(0.25)  # the full model's, where there is one
     record = record_of(summary(report("a", 0.5), report("b", 0.6)), later.sites, later.server)
     assert [one.language_loss for one in record.sites] == [pytest.approx(0.2), None]
+
+
+def test_a_site_that_only_scored_the_adapter_has_that_loss():
+    scores = Scores(2.5, np.array([10, 0]), np.array([9, 0]))
+    empty = Scores(0.0, np.array([0, 0]), np.array([0, 0]))
+    before = Teachers({"a": 0.3, "b": 0.4})
+    scored = dataclasses.replace(language_round(), taught={"b": scores, "c": scores, "d": empty})
+    closed = dataclasses.replace(summary(report("a", 0.5), report("b", 0.5)), language=scored)
+    assert before.after(closed).sites == pytest.approx({"a": 0.3, "b": 0.25, "c": 0.25})
