@@ -210,7 +210,7 @@ def pruned_config(stack: Stack, plan: SplitPlan) -> Any:  # noqa: ANN401 - a tra
 
 
 def load_compressed(folder: Path, sha256: str, *, quantization: str = "none") -> CompressedModel:
-    """Load a compressed model after every byte of it was checked; the base model is not needed.
+    """Load a compressed model after every byte of it was read and checked; the base model is not needed.
 
     Args:
         folder: its folder.
@@ -227,19 +227,33 @@ def load_compressed(folder: Path, sha256: str, *, quantization: str = "none") ->
         raise LanguageError(
             f"compressed model in {folder}: expected SHA-256 {sha256}, got {found}: it is another model"
         )
-    check_files(folder, manifest)
+    check_files(folder, manifest, anew=True)
     stack = Stack(load_model(folder, quantization=quantization))
     if len(stack) != len(manifest.plan.held):
         raise LanguageError(f"compressed model: {len(stack)} layers, its plan holds {len(manifest.plan.held)}")
     return CompressedModel(stack, load_tokenizer(folder), manifest, sha256)
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its size and digest.
+def check_files(folder: Path, manifest: Manifest, *, anew: bool = False) -> None:
+    """Compare every file with its size and digest, and refuse files of other names.
+
+    Args:
+        folder: the folder.
+        manifest: what it must hold.
+        anew: read every byte. Else a note beside a file stands for its digest as long as size and time of change are
+            the same: enough to say whether the model is here, not to compute with it.
 
     Raises:
         LanguageError: naming the first that differs.
     """
+    digest_of = file_digest if anew else cached_digest
+    listed = {MANIFEST, *manifest.files}
+    for path in sorted(folder.iterdir()):
+        if path.name not in listed and not path.name.startswith("."):  # transformers would look into some of them
+            raise LanguageError(
+                f"compressed model: {path} is not among the files of the manifest, whose digest is the model's name; "
+                "remove it"
+            )
     for name, (size, digest) in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -248,5 +262,5 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise LanguageError(
                 f"compressed model: {path} has {path.stat().st_size} bytes, expected {size}: cut short? fetch it again"
             )
-        if cached_digest(path) != digest:
+        if digest_of(path) != digest:
             raise LanguageError(f"compressed model: {path} is not the file that the manifest names; fetch it again")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
-import urllib.error
 import urllib.request
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 from llm_qfl.federation.errors import LanguageError
@@ -13,6 +15,7 @@ from llm_qfl.language.compress import MANIFEST, Manifest, check_files
 from llm_qfl.language.files import CHUNK, write_folder
 
 TIMEOUT = 60.0  # seconds without a byte
+BROKEN = (OSError, ValueError, http.client.HTTPException)  # what urllib raises for a server that cannot be read
 
 
 def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
@@ -38,7 +41,10 @@ def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
     found = hashlib.sha256(text).hexdigest()
     if found != sha256:
         raise LanguageError(f"compressed model at {source}: expected SHA-256 {sha256}, got {found}")
-    manifest = Manifest.parse(json.loads(text))
+    try:
+        manifest = Manifest.parse(json.loads(text))
+    except ValueError as error:
+        raise LanguageError(f"compressed model at {source}: {MANIFEST} is no JSON: {error}") from error
 
     def write(folder: Path) -> None:
         for name, (size, _) in manifest.files.items():
@@ -51,26 +57,36 @@ def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
 
 
 def _get(url: str, limit: int) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            body: bytes = answer.read(limit + 1)
-    except (OSError, ValueError) as error:
-        raise LanguageError(f"cannot fetch {url}: {error}") from error
-    if len(body) > limit:
-        raise LanguageError(f"{url} is larger than {limit} bytes")
+    body = b""
+    with closing(_blocks(url)) as blocks:
+        for block in blocks:
+            body += block
+            if len(body) > limit:
+                raise LanguageError(f"{url} is larger than {limit} bytes")
     return body
 
 
 def _download(url: str, path: Path, size: int) -> None:
     done = 0
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as out:
-            while block := answer.read(CHUNK):
-                done += len(block)
-                if done > size:
-                    break
-                out.write(block)
-    except urllib.error.URLError as error:
-        raise LanguageError(f"cannot fetch {url}: {error.reason}") from error
+    with closing(_blocks(url)) as blocks, path.open("wb") as out:
+        for block in blocks:
+            done += len(block)
+            if done > size:
+                break
+            out.write(block)
     if done != size:
         raise LanguageError(f"{url}: expected {size} bytes, got {done if done < size else 'more'}; try again")
+
+
+def _blocks(url: str) -> Generator[bytes, None, None]:
+    """The bytes of an address; what the caller fails at (a full disk) is not mistaken for the server's fault.
+
+    Raises:
+        LanguageError: nobody answers, what answers is no web server, or it stops in the middle.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            while block := answer.read(CHUNK):
+                yield block
+    except BROKEN as error:
+        raise LanguageError(f"cannot fetch {url}: {error}") from error
