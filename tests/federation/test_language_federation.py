@@ -382,7 +382,7 @@ def test_server_validation_scores_both_routes_first_and_last(tmp_path):
 
 def test_a_preset_holds_at_the_sites_too(tmp_path):
     """The published code does not balance classes: rows weigh the same though the default says otherwise."""
-    run = federate(tmp_path, {"language.preset": "released"})
+    run = federate(tmp_path, {"language.preset": "released", "language.emulator-rank": 8})
     opened, session = run.finished.opened, session_of(run)
     settings = NodeSettings.from_node_config(nodes(tmp_path, 2)[0])
     offer = ModelOffer("again", session.source, session.exported.sha256, session.libraries)
@@ -412,7 +412,10 @@ def test_public_text_is_no_test_row(tmp_path):
     (tmp_path / "p.txt").write_text("".join(f" {text}  \n" for text in rows))
     keys = {"data.source": f"csv:{tmp_path / 'r.csv'}", "language.public": f"file:{tmp_path / 'p.txt'}"}
     with pytest.raises(DataError, match=r"of the server's \d+ test rows are public texts, too"):
-        federate(tmp_path, {**keys, "language.label-words": "classes", "language.public-rows": 60})
+        federate(
+            tmp_path,
+            {**keys, "data.encoding": "language", "language.label-words": "classes", "language.public-rows": 60},
+        )
 
 
 def test_four_bit_weights_need_their_package(tmp_path, monkeypatch):
