@@ -28,7 +28,7 @@ app = ClientApp()
 @guarded
 def query(message: Message, context: Context) -> Message:
     """Who this site is, what rows it has, the sums for the feature map, and whether it has room for the model."""
-    from client_app.data import census
+    from client_app.data import census, site_rows
     from client_app.privacy import require_privacy
 
     config = RunConfig.from_run_config(context.run_config)
@@ -41,7 +41,8 @@ def query(message: Message, context: Context) -> Message:
         return Message(encode_census(census(config, settings, site)), reply_to=message)
     from client_app.language import SiteLanguage, why_not
 
-    problem = why_not(config, settings, offer)
+    rows = sum(len(part) for part in site_rows(config, settings, site).parts.values())
+    problem = why_not(config, settings, offer, rows)
     numbers = None if problem else SiteLanguage(config, settings, site, offer.run, offer)
     found = census(config, settings, site, language=problem, numbers=numbers)
     return Message(encode_census(found), reply_to=message)

@@ -65,10 +65,16 @@ def library_problem(theirs: Mapping[str, str]) -> str:
     return ", ".join(differ)
 
 
-def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None) -> str:
+def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None, rows: int) -> str:
     """Why this site takes no part in the language model; empty where it does.
 
     The text goes to the server: it names no path.
+
+    Args:
+        config: the run config.
+        settings: the site's own settings.
+        offer: what the query says of the model.
+        rows: the site's.
     """
     if offer is None:
         return "no language model was offered"
@@ -81,20 +87,20 @@ def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None)
     if config.language.quantization == "nf4" and find_spec("bitsandbytes") is None:
         return "language.quantization=nf4 needs bitsandbytes, which is not installed at the site"
     try:
-        return _room_problem(config, settings, offer)
+        return _room_problem(config, settings, offer, rows)
     except FAILURES as error:
         log(ERROR, "language model: %s", error)
         return f"the model cannot be had ({type(error).__name__}; the full text is in the site's own log)"
 
 
-def _room_problem(config: RunConfig, settings: NodeSettings, offer: ModelOffer) -> str:
+def _room_problem(config: RunConfig, settings: NodeSettings, offer: ModelOffer, rows: int) -> str:
     """Fetch and check the model, and see whether it fits."""
     from types import SimpleNamespace
 
     from llm_qfl.language.compress import MANIFEST, Manifest, check_files
     from llm_qfl.language.fetch import fetch_compressed
     from llm_qfl.language.files import file_digest, read_json
-    from llm_qfl.language.room import room_problem
+    from llm_qfl.language.room import disk_problem, room_problem
 
     folder = fetch_compressed(offer.source, offer.sha256, settings.folder / "models")
     if (found := file_digest(folder / MANIFEST)) != offer.sha256:
@@ -107,7 +113,8 @@ def _room_problem(config: RunConfig, settings: NodeSettings, offer: ModelOffer) 
         vocab_size=about["vocab_size"],
         dtype=about.get("dtype", about.get("torch_dtype")),
     )
-    problem = room_problem(manifest, sizes, config.language)
+    language = config.language.effective()
+    problem = room_problem(manifest, sizes, language) or disk_problem(settings.folder, rows, sizes, language)
     return "" if problem is None else f"no room: {problem}"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.language.compress import Manifest
+from llm_qfl.language.files import SPARE
 
 # Measured on SmolLM2-135M (16 rows of 98 tokens, last 4 layers, all linear modules, float32): about 500 MB of
 # activations for 3.6 million hidden numbers, and 400 MB for Python with torch and transformers.
@@ -56,6 +58,27 @@ def room_problem(manifest: Manifest, model_config: Any, config: LanguageConfig) 
     return (
         f"the language model needs about {need / 1e6:.0f} MB of memory, this machine has {free / 1e6:.0f} MB free; "
         "lower language.batch-size or micro-batch, or take part without it"
+    )
+
+
+def state_bytes(rows: int, model_config: Any, config: LanguageConfig) -> int:  # noqa: ANN401
+    """At most how many bytes of disk a site's boundary states take: every token of every row, in float32."""
+    if config.method == "fedlora-all":  # the first layer is trained already
+        return 0
+    return 4 * rows * config.max_tokens * int(model_config.hidden_size)
+
+
+def disk_problem(folder: Path, rows: int, model_config: Any, config: LanguageConfig) -> str | None:  # noqa: ANN401
+    """Why what a site keeps does not fit on its disk, or None where it does; names no path."""
+    need, existing = state_bytes(rows, model_config, config), folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if need + SPARE <= free:
+        return None
+    return (
+        f"the boundary states of {rows} rows need up to {need / 1e6:.0f} MB of disk, the node's folder has "
+        f"{free / 1e6:.0f} MB free; lower language.max-tokens, or take part without it"
     )
 
 
