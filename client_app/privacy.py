@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import PrivacyError
-from llm_qfl.federation.privacy.accountant import Release, epsilon_of, noise_for
+from llm_qfl.federation.privacy.accountant import Release, epsilon_of
 from llm_qfl.federation.privacy.noise import SECRET_BYTES, SecretNoise, digest_arrays, noise_key
+from llm_qfl.federation.privacy.releases import feature_release, training_release
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import GlobalState, RoundPlan, Rows
 
@@ -51,29 +52,6 @@ def require_privacy(config: RunConfig, settings: NodeSettings) -> None:
             f"this site answers only with noise of its own: privacy.unit expected record or client-local, got "
             f"{config.privacy.unit!r}"
         )
-
-
-def feature_release(config: RunConfig) -> Release:
-    """The sums behind the feature map: one answer, with its share of epsilon."""
-    privacy = config.privacy
-    return Release(noise_for(privacy.epsilon * privacy.feature_share, privacy.delta, rate=1.0, times=1))
-
-
-def training_release(config: RunConfig, rows: int, steps: int) -> Release:
-    """A round's training, with what the sums have left of epsilon spread over all rounds.
-
-    Args:
-        config: the run config.
-        rows: of the site that train.
-        steps: of this round; the noise is made for `training.steps` in each of `server.rounds`.
-    """
-    privacy, training, rounds = config.privacy, config.training, config.server.rounds
-    before = (feature_release(config),)
-    if privacy.unit != "record":
-        return Release(noise_for(privacy.epsilon, privacy.delta, rate=1.0, times=rounds, before=before))
-    rate = min(1.0, training.batch_size / rows) if training.batch_size else 1.0
-    times = rounds * training.steps
-    return Release(noise_for(privacy.epsilon, privacy.delta, rate=rate, times=times, before=before), rate, steps)
 
 
 class SiteSecrets:

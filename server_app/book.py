@@ -20,6 +20,7 @@ from server_app.language import LanguageSession
 from server_app.language_end import save as save_language
 from server_app.language_json import about_json, card_lines, language_json
 from server_app.ledger import Json, Ledger, round_line, scores_json
+from server_app.privacy import privacy_json
 from server_app.progress import Progress
 from server_app.resume import begin_again, opened_document, past_adapter_rounds, past_spent, resumed_json
 from server_app.session import Finished, Opened
@@ -178,7 +179,8 @@ def summary_json(run_id: str, finished: Finished) -> Json:
         "validation_accuracy": None if validation is None else validation.accuracy,
         "test_source": config.data.test,
         "validation_source": config.data.validation,
-        "baselines": {name: _baseline_json(finished, name) for name in opened.baselines},
+        "baselines": _baselines_json(finished),
+        "privacy": privacy_json(config, finished.rounds, finished.past),
         "evaluations": sum(one.evaluations for one in spent),
         "circuits": sum(one.circuits for one in spent),
         "validation_circuits": sum(one.validation_circuits for one in spent),
@@ -276,6 +278,12 @@ def _scoring_json(finished: Finished) -> list[Json]:
         for site, backend, spent in done
         if spent.shots or spent.jobs
     ]
+
+
+def _baselines_json(finished: Finished) -> Json:
+    """Each baseline's scores; null where the run had none (`privacy.unit`)."""
+    there = finished.opened.baselines
+    return {name: _baseline_json(finished, name) if name in there else None for name in ("logistic", "mlp")}
 
 
 def _baseline_json(finished: Finished, name: str) -> Json:

@@ -22,6 +22,7 @@ from llm_qfl.federation.records import Census, ModelOffer, content_bytes, decode
 from llm_qfl.federation.setup import Setup
 from server_app.grid import BoundedGrid
 from server_app.language import LanguageSession
+from server_app.privacy import CentralNoise
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,11 @@ def make_setup(roll: Roll, config: RunConfig, language: LanguageSession | None =
             "lower data.min-rows (a sum of few rows is a row) or bring more rows"
         )
     first = censuses[0]
-    total = combine(sums, classes)
+    if config.privacy.unit == "client-central":
+        by_class = {site: census.class_counts for site, census in roll.answers.items()}
+        total = CentralNoise(config).sums(sums, by_class)
+    else:
+        total = combine(sums, classes)
     feature_map = fit_feature_map(total, reduction=config.data.reduction, qubits=config.quantum.qubits)
     text = None if language is None else language.text_plan(first, classes, total)
     return Setup(classes, first.encoding, config.data.k, first.columns, feature_map, text)

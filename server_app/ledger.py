@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def round_line(summary: RoundSummary) -> Json:
         "bytes_down": summary.bytes_down,
         "seconds": summary.seconds,
         "theta_digest": summary.theta_digest,
+        "updates": {site: asdict(stats) for site, stats in summary.updates.items()},
         "language": language_round_json(summary.language),
     }
 
@@ -144,6 +146,7 @@ def _client_json(report: ClientReport) -> Json:
         "trained_accuracy": report.trained.accuracy,
         "train_loss_first": report.train_loss_first,
         "train_loss_best": report.train_loss_best,
+        "epsilon": report.epsilon,
         **{name: getattr(report.spent, name) for name in report.spent.__dataclass_fields__},
         "seconds": report.seconds,
         "bytes_up": report.bytes_up,

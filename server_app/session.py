@@ -31,6 +31,7 @@ from server_app.grid import BoundedGrid
 from server_app.language import LanguageSession, open_language
 from server_app.language_end import finish as finish_language
 from server_app.policy import make_decider
+from server_app.privacy import privacy_notes
 from server_app.progress import Progress
 from server_app.resume import Resumed
 from server_app.rows import server_rows
@@ -136,6 +137,8 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
     language = open_language(config, book.run_id, book.note, None if resumed is None else resumed.language)
     opened = open_session(bounded, config, language, resumed)
     book.begin(opened)
+    for note in privacy_notes(config, {site: one.rows["train"] for site, one in opened.roll.answers.items()}):
+        book.note(note)
     if resumed is not None:
         book.note(f"the run goes on after round {resumed.progress.server_round}")
         if changed := resumed.check_fingerprint(opened.fingerprint):
@@ -201,7 +204,10 @@ def open_session(
     model = get_model(config.quantum.at_site("exact"), classes)
     if not {config.data.test, config.data.validation} <= {"federated"}:
         get_model(config.quantum.scoring, classes)  # a device that is not there is said before any site works
-    baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
+    # What baselines learn is not covered by `privacy.unit`: with it there are none.
+    baselines: Mapping[str, Baseline] = {}
+    if not config.privacy.on:
+        baselines = make_baselines(config.quantum.qubits, classes, model.num_parameters, config.baselines)
     mark = fingerprint(config, circuit=model.circuit.digest(), setup=setup.digest())
     if language is not None:
         language.begin(setup, roll.answers)

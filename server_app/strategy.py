@@ -37,6 +37,7 @@ from llm_qfl.federation.types import NOTHING, ClientReport, GlobalState, RoundPl
 from server_app.evaluation import Scorer, pool, read_evaluations
 from server_app.outstanding import RESENDS
 from server_app.planner import decided_round, plan_round
+from server_app.privacy import CentralNoise
 from server_app.progress import Progress
 from server_app.tasks import Tasks
 from server_app.terms import Terms
@@ -69,6 +70,7 @@ class QNNStrategy(Strategy):
         self.stop: Stop | None = None
         """Why the run ended before its last round, or None."""
         self._tasks = Tasks(terms)
+        self._noise = CentralNoise(terms.config) if terms.config.privacy.unit == "client-central" else None
         self._sent: GlobalState | None = None
         self._plan: RoundPlan | None = None
         self._to_score: frozenset[str] | None = None
@@ -189,7 +191,10 @@ class QNNStrategy(Strategy):
         enough = enough and came >= least_replies(server.aggregation)
         combined = Combined(sent, {})
         if enough:
-            combined = combine(sent, reports, server, weighting=server.weighting, late=due)
+            if self._noise is not None:
+                combined = self._noise.combine(sent, reports, len(plan.sites))
+            else:
+                combined = combine(sent, reports, server, weighting=server.weighting, late=due)
             self._tasks.open.entered()
         new = combined.state
         qnn, baselines = self._validation(new, reports)

@@ -61,7 +61,7 @@ class PrivacyConfig(Section):
 
 def privacy_problems(config: RunConfig) -> list[str]:
     """Cross checks: what would leave a site uncovered is refused; one line per problem."""
-    privacy, data, server = config.privacy, config.data, config.server
+    privacy, data = config.privacy, config.data
     if not privacy.on:
         return []
     unit, problems = f"privacy.unit={privacy.unit}", []
@@ -79,9 +79,7 @@ def privacy_problems(config: RunConfig) -> list[str]:
     for key, value in (("data.test", data.test), ("data.validation", data.validation)):
         if value == "federated":
             problems.append(f"{key}: the sites' scores are not covered; {unit} needs server or file:<path>")
-    problems += _record_problems(config) if privacy.unit == "record" else []
-    if privacy.unit.startswith("client") and server.late != "dropped":
-        problems.append(f"server.late: a late answer would count beside a fresh one; {unit} needs dropped")
+    problems += _record_problems(config) if privacy.unit == "record" else _client_problems(config)
     if config.language.enabled:
         problems.append(f"language.model: the adapter is not covered; {unit} needs none, got {config.language.model!r}")
     return problems
@@ -94,3 +92,19 @@ def _record_problems(config: RunConfig) -> list[str]:
             f"{config.training.optimizer!r}"
         ]
     return []
+
+
+def _client_problems(config: RunConfig) -> list[str]:
+    server, unit, problems = config.server, f"privacy.unit={config.privacy.unit}", []
+    if server.late != "dropped":
+        problems.append(f"server.late: a late answer would count beside a fresh one; {unit} needs dropped")
+    if server.weighting != "uniform":
+        problems.append(f"server.weighting: a site counts once; {unit} needs uniform, got {server.weighting!r}")
+    if config.privacy.unit == "client-central":
+        if server.aggregation != "mean":
+            problems.append(
+                f"server.aggregation: the noise is made for the mean; {unit} needs mean, got {server.aggregation!r}"
+            )
+        if config.data.reduction != "discriminant":
+            problems.append(f"data.reduction: {unit} needs discriminant, got {config.data.reduction!r}")
+    return problems
