@@ -571,12 +571,13 @@ def test_a_model_that_is_not_there_or_damaged_keeps_a_site_out(tmp_path):
     session = LanguageSession(config, "run", tmp_path / "models", lambda _: None)
     settings = NodeSettings.from_node_config(nodes(tmp_path, 1)[0])
     offer = session.offer()
-    assert why_not(config, settings, offer) == ""
-    assert "cannot be had" in why_not(config, settings, replace(offer, source=str(tmp_path / "gone")))
-    assert "cannot be had" in why_not(config, settings, replace(offer, sha256="0" * 64))
+    assert why_not(config, settings, offer, 40) == ""
+    assert "boundary states of 1000000000 rows need up to" in why_not(config, settings, offer, 10**9)
+    assert "cannot be had" in why_not(config, settings, replace(offer, source=str(tmp_path / "gone")), 40)
+    assert "cannot be had" in why_not(config, settings, replace(offer, sha256="0" * 64), 40)
     weights = session.exported.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    problem = why_not(config, settings, offer)
+    problem = why_not(config, settings, offer, 40)
     assert "cannot be had" in problem
     assert str(tmp_path) not in problem
 
