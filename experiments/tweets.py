@@ -47,15 +47,21 @@ def main() -> None:
 def _run(arguments: argparse.Namespace, tables: tuple[str, ...], found: list[dict[str, object]]) -> None:
     import torch
 
-    from experiments.tweets_run import run_arm
+    from experiments.tweets_run import run_arm, settings_digest
 
     torch.set_num_threads(arguments.threads)
     arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-    have = {(row["table"], row["arm"], row["seed"]) for row in found}
+    have = {(row["table"], row["arm"], row["seed"]): row.get("settings") for row in found}
     sizes = Sizes(test=arguments.test_rows)
     with arguments.keep.open("a") as file:
         for table, arm, seed in order(arguments.seeds, tables, set(arguments.arms) if arguments.arms else None):
+            settings = settings_digest(table, arm, sizes)
             if (table, arm.name, seed) in have:
+                if have[table, arm.name, seed] != settings:
+                    raise SystemExit(
+                        f"{arguments.keep}: {table}, {arm.name}, seed {seed} was made with other settings; name another "
+                        "file with --keep, or delete that line"
+                    )
                 continue
             print(f"{table}: {arm.name}, seed {seed}", flush=True)
             row = run_arm(table, arm, seed, data=arguments.data, work=arguments.work, sizes=sizes)
