@@ -59,8 +59,8 @@ def _run(arguments: argparse.Namespace, tables: tuple[str, ...], found: list[dic
             if (table, arm.name, seed) in have:
                 if have[table, arm.name, seed] != settings:
                     raise SystemExit(
-                        f"{arguments.keep}: {table}, {arm.name}, seed {seed} was made with other settings; name another "
-                        "file with --keep, or delete that line"
+                        f"{arguments.keep}: {table}, {arm.name}, seed {seed} was made with other settings; name "
+                        "another file with --keep, or delete that line"
                     )
                 continue
             print(f"{table}: {arm.name}, seed {seed}", flush=True)
