@@ -116,6 +116,7 @@ class ClientLanguage:
         first_digest: str = "",
         *,
         kept: int | None = None,
+        adapter_digest: str = "",
     ) -> None:
         """Take over a broadcast; where nothing is averaged, a site that has trained goes on with its own adapter.
 
@@ -125,12 +126,19 @@ class ClientLanguage:
             first_digest: of the emulator that `distributed` is about; its file stays when others are deleted.
             kept: round of the answer after which this site goes on with what it kept; 0 for none yet, None for the
                 newest.
+            adapter_digest: of the adapter's values as they are decoded here (on a lossy wire not the server's own); an
+                answer names it, so it must be what training starts from. Empty where none was said.
 
         Raises:
-            LanguageError: where anything is missing, of another shape, or the emulator is not held.
+            LanguageError: where anything is missing, of another shape, not what was announced, or the emulator is not
+                held.
         """
         wire = self.config.wire
         received = decode(ADAPTER, arrays, wire, self.adapter.shapes())
+        if adapter_digest and (found := digest_of_arrays(received)) != adapter_digest:
+            raise LanguageError(
+                f"the adapter that was sent is not the one announced: expected {adapter_digest[:16]}, got {found[:16]}"
+            )
         self._take_emulator(arrays, emulator_digest)
         self._store.keep_only("emulator-", {_emulator_file(emulator_digest), _emulator_file(first_digest)})
         self._kept = kept
@@ -165,9 +173,10 @@ class ClientLanguage:
         report = train_adapter(
             route, self.adapter, rows, budget, config.eps, seed=seed, cache=self.cache_of(route, rows)
         )
-        before = (self._store.load_round(RESIDUAL, self._kept) if config.wire != "fp32" else None) or {}
+        added = config.federated and config.wire != "fp32"  # else nobody adds up changes, and what rounding lost
+        before = (self._store.load_round(RESIDUAL, self._kept) if added else None) or {}
         arrays, residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, before, config.wire)
-        if residual:
+        if added:
             self._store.save_round(RESIDUAL, residual, self._kept, server_round)
         if not config.federated:
             self._store.save_round(OWN, self.adapter.arrays(), self._kept, server_round)

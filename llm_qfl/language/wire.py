@@ -6,8 +6,8 @@ Layers have their numbers of the full model. Three formats:
 - `fp16`: half precision. Upwards the *change* since the received values is sent, which needs fewer bits.
 - `int8`: 8 bits and one float32 scale for each of the r components (`<name>.scale`); upwards the change.
 
-What a site's rounding loses it adds to its next change (error feedback), so nothing is lost for good. The server keeps
-its own values exact and sends a rounded copy, so its rounding never accumulates either.
+What a site's rounding loses it adds to its next change (error feedback), so nothing is lost for good where changes are
+averaged. The server keeps its own values exact and sends a rounded copy, so its rounding never accumulates either.
 """
 
 from __future__ import annotations
