@@ -65,19 +65,25 @@ def _plan(plan: Line, cost: StepCost) -> str:
         return f"stop ({plan['stop']['rule']}): {plan['stop']['why']}"
     steps = steps_of(plan, cost)
     span = "0" if not steps else str(steps[0]) if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
-    return f"{len(plan['sites'])} sites ({plan['select']}), {span} steps"
+    return f"{_count(len(plan['sites']), 'site')} ({plan['select']}), {span} step{'' if span == '1' else 's'}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _why(line: Line) -> str:
     notes = [str(edit) for edit in line["shield_edits"]]
     if forced := line["plan"]["forced"]:
-        notes.append(f"{len(forced)} sites by the fairness window")
+        notes.append(f"{_count(len(forced), 'site')} by the fairness window")
     if (fallback := line["fallback"]) is not None:
         return "; ".join([f"{fallback['reason']}: {fallback['why']}", *notes])
     if line["by"] != "policy":
         return "; ".join(notes)
     masked = len(line["masked"])
-    return "; ".join([f"{masked} options masked" if masked else "no option masked", *(notes or ["nothing edited"])])
+    return "; ".join(
+        [f"{_count(masked, 'option')} masked" if masked else "no option masked", *(notes or ["nothing edited"])]
+    )
 
 
 def choices(line: Line) -> dict[str, str]:

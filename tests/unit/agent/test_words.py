@@ -34,14 +34,14 @@ def test_the_policys_round_stands_beside_the_rules():
     assert words.did == "2 sites (align), 2 to 5 steps, lambda 0.1"
     assert words.by == "policy"
     assert words.rule == "3 sites (all), 10 steps"
-    assert words.why == "1 options masked; nothing edited"
+    assert words.why == "1 option masked; nothing edited"
     assert sentence(line(), COST) == f"policy: {words.did}; {words.why}; the rule: {words.rule}"
 
 
 def test_fallbacks_and_edits_are_told():
     fallen = line(by="rule", fallback=Fallback("timeout", "no decision within 2 s"), edits=("cut",), forced=("a",))
     words = told(fallen, COST)
-    assert words.why == "timeout: no decision within 2 s; cut; 1 sites by the fairness window"
+    assert words.why == "timeout: no decision within 2 s; cut; 1 site by the fairness window"
     assert words.rule == ""
     plain = line(by="rule", probabilities={}, weight=0.0, masked={})
     assert told(plain, COST).why == ""

@@ -85,7 +85,7 @@ def test_what_the_policy_did_stands_beside_the_rule(decided_run):
     assert "2 sites (align), 2 steps, lambda 0.3" in text
     assert "2 sites (align), 4 steps" in text
     assert "no history: no round has closed yet" in text
-    assert "1 options masked; nothing edited" in text
+    assert "1 option masked; nothing edited" in text
     assert "x0.5 (100%)" in text
     assert "budget 0.000" in text  # mutual information: it always says the same
     assert "0.250" in text

@@ -109,7 +109,7 @@ def test_federated_test_rows_have_no_score_on_the_full_model(language_run):
     assert "AdapFu has no score" in text
     assert "on the compressed model is more accurate" in text
     lines = language_lines(summary["language"])
-    assert "adapter, full model              -         -         -" in lines
+    assert not any(line.startswith("adapter, full model") for line in lines)
     assert not any("*" in line for line in lines)
 
 
