@@ -1,0 +1,196 @@
+"""The priced comparison: `python -m experiments.priced [--seeds N] [--keep FILE] [--cells ...] [--print-only]`.
+
+What a federation costs until its validation accuracy has held 98% of the tuned fixed plan's for two rounds, at three
+price lists: the fixed plan, the five rules, static settings, random, LinUCB, TPE and the trained policy with its
+ablations. A killed run continues: every finished (cell, seed, arm, prices) is a line of the file that `--keep` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("LLM_QFL_THREADS", "1")
+
+from experiments.priced_arms import FREE, PRICED, STATIC, Makers
+from experiments.priced_cells import CELLS, PRICES, Cell, unit
+from experiments.priced_table import table_lines
+from llm_qfl.federation.errors import FederationError, LlmQflError
+from simulation.policy_states import prices_of
+from simulation.policy_teachers import Teacher, check_recording, read_recording, stand_in
+from simulation.policy_world import MakeDecider, Observed, World, open_world
+
+FIRST_SEED = 42
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders: data files, what was made for the comparison, recordings of language models."""
+
+    data: Path
+    work: Path
+
+    def recording(self, cell: Cell, seed: int) -> Path:
+        """Of one federation; the two reductions of one data set share it."""
+        return self.work / "recordings" / f"{cell.data.split('-')[0]}-{cell.alpha:g}-{seed}.npz"
+
+
+def open_cell(cell: Cell, seed: int, places: Places, teacher: str) -> World:
+    """The federation of a cell and seed.
+
+    Raises:
+        LanguageError: a recording is asked for and missing, or of other rows.
+    """
+    case = cell.case(seed, places.data, places.work)
+    if teacher == "none":
+        return open_world(case)
+    if teacher == "stand-in":
+        return open_world(case, stand_in(1.0, seed=seed))
+
+    def recorded(world: World) -> Teacher:
+        found = read_recording(places.recording(cell, seed))
+        rows = {site: len(part.train) for site, part in world.partitions.items()}
+        check_recording(found, rows, len(world.opened.setup.class_names))
+        return found
+
+    return open_world(case, recorded)
+
+
+def run_one(world: World, make: MakeDecider) -> Json:
+    """One federation as a line's figures."""
+    holder: list[Observed] = []
+
+    def kept(of: World) -> Observed | None:
+        decider = make(of)
+        if decider is not None:
+            holder.append(decider)
+        return decider
+
+    started = time.process_time()
+    played = world.play(kept)
+    decider = holder[0]
+    asked = [one.probabilities for one in played.decisions if one.probabilities]
+    counted = [one for one in played.decisions if one.fallback is None or one.fallback.counts]
+    fallen = [one for one in counted if one.fallback is not None]
+    return {
+        "accuracies": [round(value, 6) for value in played.accuracies],
+        "losses": [round(value, 6) for value in played.losses],
+        "circuits": list(played.circuits),
+        "bytes": list(played.bytes),
+        "test": played.test_accuracy,
+        "evaluations": played.evaluations,
+        "stop": None if played.stop is None else played.stop.rule,
+        "grew": decider.fired.grew,
+        "fallback_rate": len(fallen) / len(counted) if counted else 0.0,
+        "probabilities": {
+            name: [[round(float(p), 4) for p in one[name]] for one in asked] for name in (asked[0] if asked else ())
+        },
+        "milliseconds": round(float(np.median([one.milliseconds for one in played.decisions] or [0.0])), 2),
+        "cpu_seconds": round(time.process_time() - started, 2),
+    }
+
+
+def jobs(cells: Sequence[str], seeds: int, arms: Sequence[str]) -> Iterator[tuple[str, int, str, str]]:
+    """(cell, seed, arm, prices) in the order of running: whole federations first, so that a part is a table too."""
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        for cell in cells:
+            yield from ((cell, seed, arm, "any") for arm in FREE if arm in arms)
+            yield from ((cell, seed, arm, prices) for arm in PRICED if arm in arms for prices in PRICES)
+
+
+def run_missing(
+    wanted: Sequence[tuple[str, int, str, str]], keep: Path, places: Places, makers: Makers, teacher: str
+) -> None:
+    """Run what the file does not hold yet, a line each."""
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    have = {(row["cell"], row["seed"], row["arm"], row["prices"]) for row in read_rows(keep)}
+    opened: tuple[str, int] | None = None
+    world: World | None = None
+    with keep.open("a") as file:
+        for key in wanted:
+            if key in have:
+                continue
+            cell, seed, arm, prices = key
+            if opened != (cell, seed) or world is None:
+                world, opened = open_cell(CELLS[cell], seed, places, teacher), (cell, seed)
+            costs = prices_of(PRICES.get(prices, PRICES["mixed"]), *unit(world))
+            found = run_one(world, makers.make(arm, costs, seed))
+            about = {"cell": cell, "seed": seed, "arm": arm, "prices": prices, "teacher": world.teacher.kind}
+            file.write(json.dumps({**about, "unit": list(unit(world)), **found}) + "\n")
+            file.flush()
+            print(f"{cell}, seed {seed}, {arm}, {prices}: {found['cpu_seconds']} s", flush=True)
+
+
+def read_rows(keep: Path) -> list[Mapping[str, Any]]:
+    """Kept lines; a last one that a kill cut short is cut off the file, so that the next line stands on its own.
+
+    Raises:
+        FederationError: a damaged line before the last.
+    """
+    if not keep.exists():
+        return []
+    text = keep.read_text()
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        keep.write_text(whole + "\n" if whole else "")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise FederationError(f"{keep}: a line is damaged: {error}; delete it") from error
+
+
+def static_one(makers: Makers) -> str:
+    """The one setting that was best on what the policy learned from, as an arm's name."""
+    from simulation.policy_judging import best_setting
+
+    words = dict(part.split("=") for part in best_setting(makers.lines).split())
+    name = f"m{words['budget']} k{words['clients']}"
+    return name if name in STATIC else next(iter(STATIC))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    found.add_argument("--data", type=Path, default=Path(os.environ.get("LLM_QFL_DATA", "../shared/data")))
+    found.add_argument("--keep", type=Path, default=Path("runs/priced.jsonl"))
+    found.add_argument("--work", type=Path, default=Path("runs/priced-work"), help="tweets' states, recordings")
+    found.add_argument("--policy", type=Path, default=Path("agent/policy.json"))
+    found.add_argument("--training", type=Path, default=Path("policy-training"), help="folder of `policy train`")
+    found.add_argument("--cells", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
+    found.add_argument("--arms", nargs="*", default=[*FREE, *PRICED], help="all by default")
+    found.add_argument("--seeds", type=int, default=20)
+    found.add_argument("--teacher", choices=("recorded", "stand-in", "none"), default="recorded")
+    found.add_argument("--print-only", action="store_true")
+    return found
+
+
+def main() -> None:
+    """Run what is missing, then print."""
+    from llm_qfl.federation.settings import default_folder
+
+    line = parser()
+    asked = line.parse_args()
+    if unknown := (set(asked.cells) - set(CELLS)) | (set(asked.arms) - {*FREE, *PRICED}):
+        line.error(f"neither cell nor arm: {sorted(unknown)}")
+    makers = Makers(asked.policy, asked.training / "worlds.jsonl", default_folder() / "models")
+    try:
+        if not asked.print_only:
+            places = Places(asked.data.resolve(), asked.work.resolve())
+            run_missing(list(jobs(asked.cells, asked.seeds, asked.arms)), asked.keep, places, makers, asked.teacher)
+        rows = [row for row in read_rows(asked.keep) if row["cell"] in asked.cells]
+        print("\n".join(table_lines(rows, static_one(makers))))
+    except LlmQflError as error:
+        line.exit(2, f"priced: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Who decides in the priced comparison."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent.prices import Prices
+from agent.rules import RULES
+from llm_qfl.federation.errors import FederationError
+from simulation.policy_arms import (
+    TPE,
+    TRUSTED,
+    First,
+    LinUCB,
+    Remembered,
+    Shuffled,
+    Uniform,
+    grid,
+    rule,
+    scored,
+    static,
+)
+from simulation.policy_experience import Json, read_lines
+from simulation.policy_world import MakeDecider
+
+if TYPE_CHECKING:
+    from llm_qfl.language.policy import PolicyModel
+    from llm_qfl.language.policy_file import PolicyFile
+
+STATIC = {setting.name: setting for setting in grid()}
+FIXED = tuple(name for name in STATIC if name.endswith("kall"))
+"""Mode `qfl` at every budget: the tuned one of these is the arm `qfl`."""
+RULE = {
+    **{f"rule {name}": (name, False) for name in RULES},
+    **{f"rule {name}, selected": (name, True) for name in RULES},
+}
+LEARNERS = ("random", "linucb", "tpe")
+POLICY = ("policy", "policy, shuffled state", "policy, random model", "policy, no shield")
+FREE = (*STATIC, *RULE)
+"""Arms to which prices make no difference: played once for all price lists."""
+PRICED = (*LEARNERS, *POLICY)
+# What the shield forbids, allowed; what the policy is not trusted with, trusted.
+NO_SHIELD: Mapping[str, Any] = {
+    **TRUSTED,
+    "stop_after": 1,
+    "stop_patience": 1,
+    "stop_floor": 1e6,
+    "stop_tolerance": 1e6,
+    "cap_steps": 1000,
+    "min_clients": 1,
+}
+WARM = 20  # federations from which LinUCB comes to the comparison
+
+
+@dataclass(eq=False)
+class Makers:
+    """Makes the deciders.
+
+    Attributes:
+        policy: a policy file, or None where no arm needs one.
+        experience: what the policy learned from (`worlds.jsonl`): LinUCB learns from it too, shuffled states are its.
+        models: folder of converted base models.
+        first: the first round of all that learn or were trained.
+    """
+
+    policy: Path | None
+    experience: Path
+    models: Path
+    first: First = field(default_factory=First)
+
+    def make(self, arm: str, prices: Prices, seed: int) -> MakeDecider:
+        """The decider of an arm.
+
+        Args:
+            arm: its name.
+            prices: of the run.
+            seed: of the federation.
+
+        Raises:
+            FederationError: no such arm, or a policy is needed and none was given.
+        """
+        if arm in STATIC:
+            return static(STATIC[arm])
+        if arm in RULE:
+            name, selected = RULE[arm]
+            return rule(name, selected=selected)
+        first = self.first
+        if arm == "random":
+            return scored(Uniform(), prices, first=first, agent={**TRUSTED, "choice": "sample"})
+        if arm == "linucb":
+            return scored(copy.deepcopy(self.linucb), prices, first=first, agent=TRUSTED)
+        if arm == "tpe":
+            return scored(lambda _: TPE(seed), prices, first=first, agent=TRUSTED)
+        if arm == "policy, random model":
+            return scored(self.guessing, prices, first=first, agent=TRUSTED)
+        if arm == "policy":
+            return scored(self.remembered, prices, first=first, ranges=self.file.ranges)
+        if arm == "policy, no shield":
+            return scored(self.remembered, prices, first=first, agent=NO_SHIELD)
+        if arm == "policy, shuffled state":
+            random = np.random.default_rng([seed, 5])
+            return scored(Shuffled(self.remembered, self.texts, random), prices, first=first)
+        raise FederationError(f"priced: no arm {arm!r}; expected one of {', '.join((*FREE, *PRICED))}")
+
+    @cached_property
+    def lines(self) -> Sequence[Json]:
+        """Experience."""
+        found = [line for line in read_lines(self.experience) if "refused" not in line]
+        if not found:
+            raise FederationError(f"priced: no experience in {self.experience}; run `llm-qfl policy train` first")
+        return found
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """States at random prices, from the experience."""
+        from simulation.policy_experience import lessons
+
+        return [one.text for one in lessons(self.lines, 1)]
+
+    @cached_property
+    def linucb(self) -> LinUCB:
+        """LinUCB after some federations of the experience, at random prices."""
+        from simulation.policy_experience import draw_shares
+        from simulation.policy_learning import price_list, reopen
+
+        learner, random = LinUCB(), np.random.default_rng(3)
+        for line in self.lines[:WARM]:
+            prices = price_list(line, draw_shares(random))
+            reopen(line).play(scored(learner, prices, first=First(**line["first"]), agent=TRUSTED))
+        return learner
+
+    @cached_property
+    def _opened(self) -> tuple[PolicyFile, PolicyModel]:
+        from agent.actions import SIZES
+        from llm_qfl.language.models import load_base
+        from llm_qfl.language.policy_file import read_policy
+
+        if self.policy is None:
+            raise FederationError("priced: this arm needs a policy file; name it in --policy")
+        file = read_policy(self.policy, SIZES)
+        return file, file.load(load_base(file.base_name, self.models))
+
+    @property
+    def file(self) -> PolicyFile:
+        """The policy's file."""
+        return self._opened[0]
+
+    @cached_property
+    def remembered(self) -> Remembered:
+        """The policy; equal questions are asked once."""
+        return Remembered(self._opened[1])
+
+    @cached_property
+    def guessing(self) -> Remembered:
+        """The same architecture with random weights that learned nothing."""
+        import torch
+
+        from agent.actions import SIZES
+        from llm_qfl.language.models import BaseModel, load_base
+        from llm_qfl.language.policy import PolicyModel
+
+        base = load_base(self.file.base_name, self.models)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = type(base.model)(base.model.config).eval()
+        random = BaseModel(base.name, model, base.tokenizer, "random")
+        return Remembered(PolicyModel.on(random, SIZES, layers=1))

@@ -1,0 +1,232 @@
+"""The priced comparison as Markdown, from kept lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from agent.prices import Prices, cost_to_target
+from experiments.priced_arms import FIXED, PRICED, RULE, STATIC
+from experiments.priced_cells import PRICES, ROUNDS
+from simulation.policy_states import prices_of
+
+HELD = 0.98
+Row = Mapping[str, Any]
+ONE, EACH, QFL = "static-one", "static-each", "qfl"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One run: its priced cost as a share of the full budget, whether it got there, its test accuracy."""
+
+    cost: float
+    reached: bool
+    test: float
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Figures of one cell at one price list, by arm and seed.
+
+    Attributes:
+        rows: the cell's lines.
+        prices: name of the price list.
+        static_one: the arm that `static-one` is.
+    """
+
+    rows: Sequence[Row]
+    prices: str
+    static_one: str
+
+    @cached_property
+    def by(self) -> dict[str, dict[int, Row]]:
+        """Arm -> seed -> line, at these prices."""
+        found: dict[str, dict[int, Row]] = {}
+        for row in self.rows:
+            if row["prices"] in ("any", self.prices):
+                found.setdefault(row["arm"], {})[row["seed"]] = row
+        return found
+
+    @cached_property
+    def qfl(self) -> str:
+        """The fixed budget with the best mean final validation accuracy; of equals the smallest."""
+        there = [arm for arm in FIXED if arm in self.by]
+        if not there:
+            raise ValueError("priced: no line of mode qfl in this cell; let the run finish its static arms first")
+        return max(there, key=lambda arm: (self._final(arm), -STATIC[arm].steps))
+
+    @property
+    def target(self) -> float:
+        """98% of the tuned fixed plan's mean final validation accuracy."""
+        return HELD * self._final(self.qfl)
+
+    def _final(self, arm: str) -> float:
+        return float(np.mean([row["accuracies"][-1] for row in self.by[arm].values()]))
+
+    def price(self, row: Row) -> Prices:
+        """Prices of a line's federation."""
+        return prices_of(PRICES[self.prices], *row["unit"])
+
+    def figure(self, row: Row) -> Figure:
+        """A line's figure."""
+        prices, fixed = self.price(row), self.by[self.qfl][row["seed"]]
+        full = sum(_costs(fixed, prices))
+        costs = _costs(row, prices)
+        reached = cost_to_target(row["accuracies"], costs, self.target)
+        there = reached.server_round is not None
+        return Figure((reached.cost if there else max(full, sum(costs))) / full, there, row["test"])
+
+    @cached_property
+    def figures(self) -> dict[str, dict[int, Figure]]:
+        """Arm -> seed -> figure, `qfl`, `static-one` and `static-each` among the arms."""
+        fixed = set(self.by[self.qfl])
+        found = {
+            arm: {seed: self.figure(row) for seed, row in rows.items() if seed in fixed}
+            for arm, rows in self.by.items()
+        }
+        statics = {arm: figures for arm, figures in found.items() if arm in STATIC}
+        best = min(statics, key=lambda arm: mean_log([one.cost for one in statics[arm].values()]))
+        found |= {QFL: found[self.qfl], EACH: found[best]}
+        if self.static_one in found:
+            found[ONE] = found[self.static_one]
+        return found
+
+    def note(self, arm: str) -> str:
+        """Which setting an arm is, or that a rule never fired."""
+        if arm in (QFL, ONE):
+            return f" ({self.qfl if arm == QFL else self.static_one})"
+        if arm == EACH:
+            names = [name for name in STATIC if name in self.figures and self.figures[name] is self.figures[EACH]]
+            return f" ({', '.join(names)})"
+        rows = list(self.by.get(arm, {}).values())
+        return " (inert)" if arm in RULE and rows and not any(row.get("grew") for row in rows) else ""
+
+
+def mean_log(values: Sequence[float]) -> float:
+    """Mean logarithm; nothing costs nothing."""
+    return float(np.mean([math.log(max(value, 1e-9)) for value in values]))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Ratio of two arms' costs over the same federations.
+
+    Attributes:
+        ratio: geometric mean.
+        low, high: 95% interval (Student's t on the logarithms).
+        p: Wilcoxon's signed-rank test, two-sided.
+        accuracy: mean difference of test accuracy.
+        pairs: how many.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    p: float
+    accuracy: float
+    pairs: int
+
+
+def paired(mine: Sequence[Figure], other: Sequence[Figure]) -> Paired:
+    """Compare two arms on the same seeds."""
+    from scipy.stats import t, wilcoxon
+
+    logs = np.array([math.log(a.cost / b.cost) for a, b in zip(mine, other, strict=True)])
+    middle, count = float(logs.mean()), len(logs)
+    half = float(t.ppf(0.975, count - 1) * logs.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    p = float(wilcoxon(logs).pvalue) if count > 1 and np.any(logs != 0) else 1.0
+    accuracy = float(np.mean([a.test - b.test for a, b in zip(mine, other, strict=True)]))
+    return Paired(math.exp(middle), math.exp(middle - half), math.exp(middle + half), p, accuracy, count)
+
+
+def comparisons(rows: Sequence[Row], static_one: str) -> dict[tuple[str, str], Comparison]:
+    """Every cell at every price list."""
+    cells = sorted({row["cell"] for row in rows})
+    return {
+        (cell, prices): Comparison([row for row in rows if row["cell"] == cell], prices, static_one)
+        for cell in cells
+        for prices in PRICES
+    }
+
+
+def table_lines(rows: Sequence[Row], static_one: str) -> list[str]:
+    """Markdown: what everything comes to first, then cell by cell."""
+    found = comparisons(rows, static_one)
+    lines = summary_lines(found)
+    for (cell, prices), one in found.items():
+        seeds = len(one.by[one.qfl])
+        kind = "/".join(sorted({row["teacher"] for row in one.rows}))
+        lines += ["", f"#### {cell}, {prices} ({seeds} seeds, {ROUNDS} rounds, language model: {kind})", ""]
+        lines += [
+            "| arm | priced cost to the target, full budget of qfl = 1 | never there | test accuracy |",
+            "|---|---|---|---|",
+        ]
+        for arm in shown(one):
+            figures = list(one.figures[arm].values())
+            cost = math.exp(mean_log([figure.cost for figure in figures]))
+            never = 1 - float(np.mean([figure.reached for figure in figures]))
+            test = [figure.test for figure in figures]
+            spread = f" ± {np.std(test, ddof=1):.3f}" if len(test) > 1 else ""
+            lines.append(f"| {arm}{one.note(arm)} | {cost:.3f} | {never:.0%} | {np.mean(test):.3f}{spread} |")
+    return lines
+
+
+def shown(one: Comparison) -> list[str]:
+    """Arms in the table's order."""
+    order = [QFL, *RULE, ONE, EACH, *PRICED]
+    return [arm for arm in order if arm in one.figures]
+
+
+def summary_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    """The policy beside every other arm, over all cells, price lists and seeds."""
+    lines = [
+        "| policy / other arm | ratio of costs, 95% | Wilcoxon p | test accuracy | federations |",
+        "|---|---|---|---|---|",
+    ]
+    rules = {key: best_rule(one) for key, one in found.items()}
+    others = [QFL, ONE, EACH, "best rule", *[arm for arm in PRICED if arm != "policy"]]
+    for other in others:
+        mine, theirs = [], []
+        for key, one in found.items():
+            name = rules[key] if other == "best rule" else other
+            both = set(one.figures.get("policy", {})) & set(one.figures.get(name or "", {}))
+            mine += [one.figures["policy"][seed] for seed in sorted(both)]
+            theirs += [one.figures[name or ""][seed] for seed in sorted(both)]
+        if mine:
+            result = paired(mine, theirs)
+            lines.append(
+                f"| {other} | {result.ratio:.2f} ({result.low:.2f} to {result.high:.2f}) | {result.p:.2g} | "
+                f"{result.accuracy:+.3f} | {result.pairs} |"
+            )
+    return lines + information_lines(found)
+
+
+def best_rule(one: Comparison) -> str | None:
+    """The rule with the least mean cost here, in hindsight."""
+    there = [arm for arm in RULE if one.figures.get(arm)]
+    return min(there, key=lambda arm: mean_log([f.cost for f in one.figures[arm].values()]), default=None)
+
+
+def information_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    """I(state; option) of the policy over all states it was asked in, and its fallbacks."""
+    from agent.choice import mutual_information
+
+    rows = [row for one in found.values() for row in one.by.get("policy", {}).values() if row["prices"] == one.prices]
+    asked: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, values in row.get("probabilities", {}).items():
+            asked.setdefault(name, []).extend(np.array(value) for value in values)
+    told = ", ".join(f"{name} {mutual_information(values):.3f}" for name, values in asked.items() if values)
+    if not rows:
+        return []
+    fallbacks = float(np.mean([row.get("fallback_rate", 0.0) for row in rows]))
+    return ["", f"I(state; option), nats: {told or 'never asked'}. Decisions that the rule took over: {fallbacks:.0%}."]
+
+
+def _costs(row: Row, prices: Prices) -> list[float]:
+    return [prices.cost(c, 1, b) for c, b in zip(row["circuits"], row["bytes"], strict=True)]

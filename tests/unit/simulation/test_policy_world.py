@@ -1,0 +1,246 @@
+"""Federations without processes against `run_federation`, arms behind one protocol, experience at any prices."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from agent.actions import SIZES, Budget, Clients
+from agent.prices import Prices
+from agent.shield import everything
+from llm_qfl.federation.errors import FederationError, LanguageError
+from simulation import policy_experience as xp
+from simulation.policy_arms import (
+    TPE,
+    TRUSTED,
+    Constant,
+    First,
+    LinUCB,
+    Sampled,
+    Setting,
+    Uniform,
+    grid,
+    one_hot,
+    rule,
+    scored,
+    static,
+)
+from simulation.policy_states import prices_of, read_state, repriced
+from simulation.policy_tables import KINDS, write_table
+from simulation.policy_teachers import Recording, check_recording, read_recording, stand_in
+from simulation.policy_world import Case, Played, open_world
+from simulation.run import run_federation
+
+pytestmark = pytest.mark.usefixtures("_one_thread")
+PRICES = Prices(1e-6, 1.0, 1e-6)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    source = write_table("gaussian", 3, tmp_path_factory.mktemp("tables"))
+    return Case(f"csv:{source}", sites=4, alpha=5.0, seed=3, rounds=3, more=(("training.steps", 2),))
+
+
+@pytest.fixture(scope="module")
+def world(case):
+    return open_world(case, stand_in(1.0, every=2))
+
+
+@pytest.fixture(scope="module")
+def _one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_QFL_THREADS", "1")
+        yield
+
+
+def test_the_fixed_plan_is_the_run_itself(case, world):
+    played, run = world.play(), run_federation(case.flat(), sites=case.sites)
+    closed = run.finished.rounds
+    assert played.losses[1:] == pytest.approx([one.validation.loss for one in closed], abs=1e-12)
+    assert played.accuracies == tuple(one.validation.accuracy for one in closed)
+    assert played.circuits == tuple(sum(r.spent.circuits for r in one.work) for one in closed)
+    assert played.test_accuracy == run.summary["test_accuracy"]
+
+
+def test_a_static_setting_with_all_sites_is_the_fixed_plan(world):
+    fixed, same = world.play(), world.play(static(Setting(2, Clients.ALL)))
+    assert (same.losses, same.circuits, same.test_accuracy) == (fixed.losses, fixed.circuits, fixed.test_accuracy)
+
+
+def test_a_play_can_be_repeated_and_cut_at_the_target(world):
+    one = static(Setting(5, Clients.TWO))
+    whole, again, cut = world.play(one), world.play(one), world.play(one, target=0.0)
+    assert whole.losses == again.losses
+    assert cut.losses == whole.losses[:3]
+    assert cut.stop.rule == "target"
+    assert cut.test_accuracy is None
+
+
+def test_every_arm_decides_through_one_protocol(world):
+    arms = {
+        "rule": rule("adaptive"),
+        "selected": rule("hybrid", selected=True),
+        "constant": scored(Constant({"budget": Budget.STEPS_5}), PRICES, first=First(2, 0.5), agent=TRUSTED),
+        "random": scored(Uniform(), PRICES, agent={**TRUSTED, "choice": "sample"}),
+        "linucb": scored(LinUCB(), PRICES, agent=TRUSTED),
+        "tpe": scored(lambda _: TPE(1), PRICES, agent=TRUSTED),
+    }
+    for name, arm in arms.items():
+        played = world.play(arm)
+        by = [one.by for one in played.decisions]
+        assert by == (["rule"] * 3 if name in ("rule", "selected") else ["rule", "policy", "policy"]), name
+        assert all(len(one.sites) >= 2 for one in played.decisions)
+        assert all(circuits > 0 for circuits in played.circuits)
+
+
+def test_the_rules_see_the_teacher_and_static_settings_do_not(world):
+    seen = world.play(rule("adaptive")).decisions[-1].regulated
+    assert {one.why for one in seen.values()} != {"no language loss"}
+    blind = world.play(static(Setting(2, Clients.ALL))).decisions[-1].regulated
+    assert {one.why for one in blind.values()} == {"no language loss"}
+
+
+def test_learners_are_told_their_rewards(world):
+    told = []
+
+    class Learner(Constant):
+        def learn(self, decision, reward):
+            told.append((decision.server_round, reward))
+
+    world.play(scored(Learner({}), PRICES, agent=TRUSTED))
+    assert [number for number, _ in told] == [2, 3]  # the first loss has nothing before it to be compared with
+    assert all(math.isfinite(reward) for _, reward in told)
+
+
+def test_linucb_prefers_what_paid():
+    learner = LinUCB(alpha=0.01)
+    text = "sites 4 round 3 left 9 loss 3 gap 1 fall 780 distance 4 ratio 2 asked 4 steps 2 price 191 noise 1 queue 0\n"
+    state = read_state(text + "65252131 52142131")
+
+    class Made:
+        def __init__(self, budget):
+            self.state = state
+            self.action = type("Action", (), {"budget": budget, "clients": Clients.ALL})()
+
+    for _ in range(20):
+        learner.learn(Made(Budget.STEPS_1), 1.0)
+        for other in (Budget.STEPS_2, Budget.STEPS_5, Budget.STEPS_10, Budget.STEPS_20):
+            learner.learn(Made(other), -1.0)
+    found = learner.probabilities(state.text(), everything())
+    assert found["budget"].argmax() == list(Budget).index(Budget.STEPS_1)
+    assert found["clients"].argmax() == list(Clients).index(Clients.ALL)
+
+
+def test_a_masked_wish_falls_to_the_nearest_allowed():
+    allowed = {name: [True] * size for name, size in SIZES.items()}
+    allowed["clients"] = [False, True, False, False, False, False, False, True]  # three, or all
+    found = one_hot({**xp.DEFAULT, "clients": Clients.TEN}, allowed)
+    assert found["clients"].argmax() == 7
+    assert all(value.sum() == 1 for value in found.values())
+
+
+def test_draws_are_noted(world):
+    sampler = Sampled(Uniform(), np.random.default_rng(0))
+    played = world.play(scored(sampler, PRICES, agent=TRUSTED))
+    assert [options for _, _, options in sampler.taken] == [one.action.options() for one in played.decisions[1:]]
+
+
+def test_states_come_back_and_take_other_prices(world):
+    state = world.play(scored(Constant({}), PRICES, agent=TRUSTED)).decisions[2].state
+    assert read_state(state.text()) == state
+    dear = repriced(state, (0.9, 0.08, 0.02))
+    changed = [n for n, (a, b) in enumerate(zip(state.header, dear.header, strict=True)) if a != b]
+    assert set(changed) <= {12, 13, 14}
+    assert dear.header[12:15] == (9, 1, 1)
+    with pytest.raises(FederationError, match="expected 17 buckets"):
+        read_state("loss 3")
+
+
+def test_prices_divide_a_round_of_the_plan():
+    prices = prices_of((0.5, 0.3, 0.2), 2000, 400)
+    assert prices.cost(2000, 1, 400) == pytest.approx(1.0)
+    assert prices.shares(2000, 400) == pytest.approx((0.5, 0.3, 0.2))
+
+
+def test_returns_follow_the_priced_cost_to_the_target():
+    played = Played((0.8, 0.6, 0.4, 0.4), (0.5, 0.9, 0.9), (10, 10, 10), (0, 0, 0), (), 0.9, 30)
+    prices = Prices(0.1, 0.0, 0.0)
+    reached = played.to_target(prices, 0.9, 60.0)
+    assert (reached.cost, reached.server_round) == (pytest.approx(3.0), 3)
+    missed, returns = played.rewarded(prices, 0.95, 60.0)
+    assert missed.total == pytest.approx(0.5 - 0.05 - 0.5 - 57 / 60)  # fall, spent, the last loss, what is missing
+    assert returns[0] == pytest.approx(missed.total)
+    assert played.rewarded(prices, 0.9, 60.0)[0].total > missed.total
+
+
+def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(xp, "STEPS", (Budget.STEPS_1, Budget.STEPS_5))
+    monkeypatch.setattr(xp, "COUNTS", (Clients.TWO, Clients.ALL))
+    monkeypatch.setattr(xp, "TUNED", (2,))
+    real = xp.draw_federation
+    monkeypatch.setattr(xp, "draw_federation", lambda number, tables: real(number, tables, rounds=4))
+    path, told = tmp_path / "worlds.jsonl", []
+    assert xp.gather(path, [4], tmp_path / "tables", until=lambda: False, say=told.append) == 1
+    with path.open("a") as file:
+        file.write('{"number": 5, "ca')  # a kill
+    assert [line["number"] for line in xp.read_lines(path)] == [4]
+    (line,) = xp.read_lines(path)
+    dear = {
+        setting: cost for setting, cost in xp.summarise([line], (0.98, 0.01, 0.01)).items() if "oort" not in setting
+    }
+    assert dear["1 2"] < dear["5 all"]
+    found = xp.lessons([line], 0, prices=2, states=2)
+    assert found
+    for one in found:
+        for name, target in one.wanted.items():
+            assert target.sum() == pytest.approx(1)
+            assert not target[~np.array(one.allowed[name])].any()
+    json.dumps(line)
+
+
+def test_a_damaged_line_is_not_passed_over(tmp_path):
+    path = tmp_path / "worlds.jsonl"
+    path.write_text('{"number": 1}\n{"num\n{"number": 2}\n')
+    with pytest.raises(FederationError, match="line 2 is damaged"):
+        list(xp.read_lines(path))
+
+
+def test_drawn_federations_are_equal_for_equal_numbers_and_never_of_a_comparison(tmp_path):
+    assert xp.draw_federation(7, tmp_path) == xp.draw_federation(7, tmp_path)
+    kinds = {xp.draw_federation(number, tmp_path).case.source.rsplit("/", 1)[1].split("-")[0] for number in range(12)}
+    assert kinds <= set(KINDS)
+    assert not kinds & {"breast", "digits", "human", "tweet"}
+
+
+def test_a_recording_comes_back_and_is_checked(tmp_path, world):
+    held = Recording(
+        {1: {"a": 0.5}, 3: {"a": 0.25}},
+        {1: {"a": np.array([[0.25, 0.75]])}, 3: {"a": np.array([[0.5, 0.5]])}},
+        {"model": "tiny"},
+    )
+    held.write(tmp_path / "one.npz")
+    back = read_recording(tmp_path / "one.npz")
+    assert [back.loss("a", number) for number in (1, 2, 3, 9)] == [0.5, 0.5, 0.25, 0.25]
+    assert back.loss("b", 1) is None
+    np.testing.assert_array_equal(back.soft("a", 2), [[0.25, 0.75]])
+    assert (back.kind, back.about) == ("recorded", {"model": "tiny"})
+    check_recording(back, {"a": 1}, 2)
+    with pytest.raises(LanguageError, match="made for other rows"):
+        check_recording(back, {"a": 2}, 2)
+    (tmp_path / "bad.npz").write_bytes(b"no")
+    with pytest.raises(LanguageError, match="cannot be read"):
+        read_recording(tmp_path / "bad.npz")
+
+
+def test_the_stand_in_learns_and_says_what_it_is(world):
+    teacher = world.teacher
+    assert teacher.kind == "stand-in"
+    site = next(iter(world.partitions))
+    soft = teacher.soft(site, 1)
+    assert soft.shape == (len(world.partitions[site].train), 2)
+    np.testing.assert_allclose(soft.sum(axis=1), 1)
+
+
+def test_the_grid_is_every_budget_with_every_number_of_sites():
+    assert len({setting.name for setting in grid()}) == 20
