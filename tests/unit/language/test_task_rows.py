@@ -1,0 +1,59 @@
+"""What the task makes of rows, against tokens written out by hand, scikit-learn's weights, and softmax."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from sklearn.utils.class_weight import compute_class_weight
+
+from llm_qfl.federation.data.text import TextPlan
+from llm_qfl.language.scoring import Calibration
+from llm_qfl.language.task import TaskView
+from llm_qfl.language.tiny import byte_tokenizer
+
+BYTES = byte_tokenizer()
+TEXTS = ("ab", "some words", "c", "dd", "e f")
+LABELS = np.array([0, 1, 1, 1, 1])
+
+
+def tokens(text: str) -> list[int]:
+    return BYTES(text)["input_ids"]
+
+
+@pytest.fixture
+def view_of(make_config):
+    def make(**changes: object) -> TaskView:
+        return TaskView.of(TextPlan("text", "Q: {row}\nA:", ("no", "yes")), make_config(**changes), BYTES)
+
+    return make
+
+
+def test_training_rows_end_in_their_label_and_weigh_as_scikit_learn_says(view_of) -> None:
+    rows = view_of().training(TEXTS, LABELS)
+    expected = [tokens(f"Q: {text}\nA: {('no', 'yes')[y]}") for text, y in zip(TEXTS, LABELS, strict=True)]
+    assert [row.tolist() for row in rows.ids] == expected
+    assert rows.prompt.tolist() == [len(tokens(f"Q: {text}\nA: ")) for text in TEXTS]
+    by_class = compute_class_weight("balanced", classes=np.arange(2), y=LABELS)
+    np.testing.assert_allclose(rows.weight, by_class[LABELS])
+    np.testing.assert_allclose(view_of(balance=False).training(TEXTS, LABELS).weight, 1.0)
+
+
+def test_public_rows_are_the_question_without_an_answer(view_of) -> None:
+    rows = view_of().public(TEXTS)
+    assert [row.tolist() for row in rows.ids] == [tokens(f"Q: {text}\nA: ") for text in TEXTS]
+    written = view_of(task="generation", prompt="{label}:").public(TEXTS[:2])
+    assert [row.tolist() for row in written.ids] == [tokens(text) for text in TEXTS[:2]]
+
+
+def test_plain_scores_come_first_and_calibrated_ones_have_the_bias(view_of, make_server, shake) -> None:
+    server = make_server()
+    shake(server.adapter, 1)
+    held = view_of().held_out(TEXTS, LABELS)
+    route = server.route("adap-fu")
+    likelihoods = held.scorer.log_likelihoods(route)
+    bias = np.array([4.0, -4.0])
+    plain, calibrated = held.both(route, Calibration(tuple(bias)))
+    for found, moved in ((plain, likelihoods), (calibrated, likelihoods + bias)):
+        expected = -log_softmax(moved, axis=1)[np.arange(5), LABELS].sum()
+        assert found.loss_sum == pytest.approx(expected, rel=1e-5)
+        assert found.correct.sum() == (moved.argmax(axis=1) == LABELS).sum()
+    assert calibrated.loss_sum > plain.loss_sum + 5
