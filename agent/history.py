@@ -46,7 +46,8 @@ class RoundRecord:
         asked: sites of the plan.
         server_loss: F_s, validation cross-entropy of the global model (nats), or None.
         language_loss: L_s, of the averaged language model on validation rows, or None.
-        evaluations, circuits, bytes: all sites together, late answers included.
+        evaluations, circuits: all sites together, late answers included.
+        bytes: likewise, of the QNN's part: the adapter's travels are no decision's choice, and would drown the rest.
         seconds: wall time.
     """
 
@@ -146,6 +147,7 @@ def record_of(
         if report.site in losses
     )
     validation = None if summary.validation is None else summary.validation.loss
+    beside = 0 if summary.language is None else summary.language.bytes_up + summary.language.bytes_down
     return RoundRecord(
         server_round=summary.server_round,
         sites=sites,
@@ -154,7 +156,7 @@ def record_of(
         language_loss=_finite(server_language),
         evaluations=sum(report.spent.evaluations for report in summary.work),
         circuits=sum(report.spent.circuits for report in summary.work),
-        bytes=summary.bytes_up + summary.bytes_down,
+        bytes=max(summary.bytes_up + summary.bytes_down - beside, 0),
         seconds=summary.seconds,
     )
 

@@ -110,6 +110,7 @@ def line_chart(
     x_label: str,
     bands: Sequence[Band] = (),
     cap: float | None = None,
+    base: float | None = None,
 ) -> Markup:
     """Lines (and bands behind them) over a common x; the pointer shows the numbers.
 
@@ -119,12 +120,14 @@ def line_chart(
         x_label: of the x axis.
         bands: drawn behind the lines.
         cap: highest y that makes sense.
+        base: a y that the chart shows whatever the lines do.
     """
     curves = [line.points for line in lines] + [points for band in bands for points in (band.low, band.high)]
     xs = sorted({x for points in curves for x, _ in points})
     ys = [y for points in curves for _, y in points if y is not None]
     if not ys:
         return tag("p", "No numbers: nobody holds validation rows.", class_="empty")
+    ys += [] if base is None else [base]
     frame = Frame((xs[0], xs[-1]), y_range(ys, cap=cap, floor=0.0))
     drawn: list[Child] = [axes(frame, x_label, "{:g}".format)]
     drawn += [_area(frame, band) for band in bands]

@@ -105,7 +105,7 @@ def _charts(run: Run, cost: StepCost) -> Markup:
         lines = [Line("this run", "qnn", points("plan", what))]
         if run.summary.get("mode") == "policy":
             lines.append(Line("the ratio rule", "received", points("rule", what)))
-        chart = line_chart(lines, label=f"{title} by round; last {number(lines[0].last, 0)}", x_label="round")
+        chart = line_chart(lines, label=f"{title} by round; last {number(lines[0].last, 0)}", x_label="round", base=0.0)
         figures.append(tag("figure", tag("figcaption", tag("b", title), legend(lines, 0)), chart))
     return tag("div", *figures, class_="two")
 

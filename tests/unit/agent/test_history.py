@@ -132,3 +132,9 @@ def test_a_site_that_only_scored_the_adapter_has_that_loss():
     scored = dataclasses.replace(language_round(), taught={"b": scores, "c": scores, "d": empty})
     closed = dataclasses.replace(summary(report("a", 0.5), report("b", 0.5)), language=scored)
     assert before.after(closed).sites == pytest.approx({"a": 0.3, "b": 0.25, "c": 0.25})
+
+
+def test_the_adapters_bytes_are_no_decisions_price():
+    travelled = dataclasses.replace(language_round(), bytes_up=50, bytes_down=60)
+    closed = dataclasses.replace(summary(report("a", 0.5)), language=travelled)
+    assert record_of(closed, {}).bytes == record_of(summary(report("a", 0.5)), {}).bytes - 110
