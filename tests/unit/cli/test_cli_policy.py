@@ -1,0 +1,155 @@
+"""`llm-qfl policy`: a tiny policy from nothing to a file, in slices, and a run replayed."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from agent.actions import FIELDS, SIZES
+from agent.shield import allowed_of
+from llm_qfl.cli import policy_work as work
+from llm_qfl.cli.main import app
+from llm_qfl.federation.errors import FederationError, LanguageError
+from llm_qfl.language.lora import LoraSpec
+from llm_qfl.language.models import load_base
+from llm_qfl.language.policy import PolicyModel
+from llm_qfl.language.policy_file import PolicyFile, read_policy
+from simulation import policy_learning
+from simulation.policy_learning import Recipe, Training
+
+TEXT = (
+    "sites 4 round 3 left 9 loss 3 gap 1 fall 780 distance 4 ratio 2 asked 4 steps 2 price {} noise 1 queue 0\n"
+    "65252131 52142131"
+)
+
+
+def line(number):
+    """Experience: cheap circuits want many steps, dear ones few."""
+    play = {"losses": [0.7, 0.5, 0.4], "bytes": [10, 10], "states": [TEXT.format(333)] * 2, "masked": [[], []]}
+    plays = [
+        {**play, "options": {"budget": "1", "clients": "2"}, "accuracies": [0.9, 0.9], "circuits": [1, 1]},
+        {**play, "options": {"budget": "20", "clients": "all"}, "accuracies": [0.9, 0.9], "circuits": [100, 100]},
+    ]
+    return {
+        "number": number,
+        "case": {"source": "x", "sites": 4, "alpha": 1.0, "seed": 0, "rounds": 2, "more": []},
+        "quality": 0.0,
+        "first": {"steps": 1, "fraction": 0.5},
+        "teacher": "none",
+        "target": 0.8,
+        "fixed": {"circuits": 100.0, "bytes": 10.0},
+        "plan": {"circuits": 100, "bytes": 10},
+        "plays": plays,
+        "random": {**play, "options": {}, "accuracies": [0.9, 0.9], "circuits": [1, 1]},
+    }
+
+
+def write_lines(folder, count):
+    folder.mkdir(exist_ok=True)
+    (folder / "worlds.jsonl").write_text("".join(json.dumps(line(n)) + "\n" for n in range(count)))
+
+
+def test_training_goes_on_in_slices_and_writes_an_honest_file(tmp_path, monkeypatch):
+    folder, told = tmp_path / "training", []
+    write_lines(folder, 12)
+    recipe = Recipe(model="tiny-3", federations=12, epochs=2, layers=2, rank=2)
+    output = tmp_path / "policy.json"
+    assert not work.train_policy(folder, recipe, output, minutes=0, say=told.append)
+    assert "the same command goes on" in told[-1]
+    assert not output.exists()
+    assert work.train_policy(folder, recipe, output, minutes=5, say=told.append)
+    file = read_policy(output, SIZES)
+    assert file.notes["kind"] == "clone only: no policy gradient yet"
+    assert "stand-in" in file.notes["language model of the sites"]
+    assert file.ranges["loss"] == (3, 3)
+    assert "policy train --model tiny-3 --federations 12" in file.command
+    policy = file.load(load_base("tiny-3", tmp_path))
+    assert policy.probabilities(TEXT.format(911), allowed_of([]))["budget"].sum() == pytest.approx(1)
+
+    monkeypatch.setattr(policy_learning, "roll_out", _rolled)
+    more = Recipe(model="tiny-3", federations=12, epochs=2, layers=2, rank=2, groups=2)
+    assert work.train_policy(folder, more, output, minutes=5, say=told.append)
+    assert read_policy(output, SIZES).notes["kind"] == "clone, then 2 groups of policy gradient"
+    assert len((folder / "groups.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(LanguageError, match="another training"):
+        Training(folder, Recipe(model="tiny-4"), tmp_path, told.append)
+
+
+def _rolled(policy, line, random, group):
+    from llm_qfl.language.policy_training import Taken
+
+    options = dict.fromkeys(FIELDS, 0)
+    return [Taken(TEXT.format(911), allowed_of([]), options, 1.0)], [1.0, 0.0]
+
+
+@pytest.fixture
+def policy(tmp_path):
+    made = PolicyModel.on(load_base("tiny-3", tmp_path), SIZES, spec=LoraSpec(rank=2, alpha=4.0), layers=2)
+    path = tmp_path / "policy.json"
+    PolicyFile.of(made, "tiny-3", ranges={}, command="test").write(path)
+    return path, made
+
+
+def decided(made, text, masked=()):
+    given = made.probabilities(text, allowed_of(masked))
+    return {
+        "round": 2,
+        "state": text,
+        "masked": dict.fromkeys(masked, "why"),
+        "probabilities": {
+            name: {str(option.value): float(p) for option, p in zip(kind, given[name], strict=True)}
+            for name, kind in FIELDS.items()
+        },
+    }
+
+
+def test_a_run_is_replayed(policy, tmp_path):
+    path, made = policy
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [decided(made, TEXT.format(911)), decided(made, TEXT.format(191), ["budget 20", "stop yes"])]
+    lines.append({"round": 1, "state": None, "probabilities": {}, "masked": {}})
+    (run / "decisions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 decisions are the same" in result.output
+    probabilities = lines[0]["probabilities"]["budget"]
+    probabilities["1"], probabilities["2"] = 1.0, 0.0
+    (run / "decisions.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])
+    assert result.exit_code == 1
+    assert "0 of 1 decisions are the same" in result.output
+
+
+def test_a_run_without_decisions_cannot_be_replayed(tmp_path):
+    with pytest.raises(FederationError, match="cannot be read"):
+        work.read_decisions(tmp_path)
+    (tmp_path / "decisions.jsonl").write_text('{"round": 1, "state": null, "probabilities": {}}\n')
+    with pytest.raises(FederationError, match="asked in none of 1"):
+        work.read_decisions(tmp_path)
+
+
+def test_judging_is_relative_to_the_best_setting_of_each_federation(monkeypatch, tmp_path):
+    from simulation import policy_judging as judging
+    from simulation.policy_world import Played
+
+    write_lines(tmp_path, 2)
+    lines = [line(0), line(1)]
+    monkeypatch.setattr(judging, "gather", lambda *args, **named: 2)
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+    class World:
+        def play(self, make, *, target):
+            return Played((0.7, 0.5, 0.4), (0.9, 0.9), (1, 1), (10, 10), (), 0.9, 2)
+
+    monkeypatch.setattr(judging, "reopen", lambda line: World())
+    assert judging.best_setting(lines) == "budget=1 clients=2"
+    found = judging.judge(
+        None, {}, learned=lines, folder=tmp_path, federations=2, until=lambda: False, say=lambda text: None
+    )
+    for one in found.values():
+        assert (one.policy, one.static_one, one.reached) == (pytest.approx(1), pytest.approx(1), 1.0)
+    with pytest.raises(FederationError, match="no experience"):
+        judging.best_setting([])
+    assert np.isfinite(len(found))
