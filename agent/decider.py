@@ -23,11 +23,11 @@ from agent.history import History, RoundRecord, Teachers, record_of
 from agent.memory import Memory
 from agent.rewards import DEFAULT as REWARD
 from agent.rewards import step_reward
-from agent.rules import FiredShare, Regulated, Regulation, regulate_sites, share_fired
+from agent.rules import RULES, FiredShare, Regulated, Regulation, regulate_sites, replayed, share_fired
 from agent.selection import Selector
 from agent.state import Setting, State, state_of
 from agent.termination import Stop, Termination
-from llm_qfl.federation.config_agent import AgentConfig
+from llm_qfl.federation.config_agent import AgentConfig, Rule
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.types import RoundSummary
@@ -110,6 +110,16 @@ class Decider:
     def fired(self) -> FiredShare:
         """How often the rule did something; in mode `policy`, would have."""
         return share_fired([list(one.values()) for one in self._fired])
+
+    @property
+    def fired_by_rule(self) -> dict[Rule, FiredShare]:
+        """How often each of the five rules would have done something, given the losses of this run as they were."""
+        first, found = self.means.first_budget, {}
+        for rule in RULES:
+            regulation = replace(self._regulation, rule=rule)
+            done = replayed(regulation, self.history.rounds, first)
+            found[rule] = share_fired([list(one.values()) for one in done])
+        return found
 
     def decide(self, server_round: int, sites: Sequence[str]) -> Decision:
         """The plan of one round; a stop has no sites.

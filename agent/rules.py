@@ -175,6 +175,23 @@ def regulate_sites(
     return {**budgets, **{site: result.after for site, result in done.items()}}, done
 
 
+def replayed(regulation: Regulation, rounds: Iterable[RoundRecord], first: int) -> tuple[Mapping[str, Regulated], ...]:
+    """What a rule makes of the losses of rounds as they were, its own budgets from round to round.
+
+    Args:
+        regulation: the rule.
+        rounds: closed rounds, oldest first.
+        first: evaluations of a site that has no budget yet.
+    """
+    budgets: dict[str, int] = {}
+    found: list[Mapping[str, Regulated]] = []
+    for record in rounds:
+        standing = {one.site: first for one in record.sites} | budgets
+        budgets, done = regulate_sites(regulation, standing, record)
+        found.append(done)
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class FiredShare:
     """How often a rule did something, over rounds that had a history.

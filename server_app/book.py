@@ -248,6 +248,7 @@ def _policy_json(decider: Decider | None, config: RunConfig) -> Json | None:
         **found.as_json(),
         "rule": config.agent.rule,
         "rule_fired": {"grew": fired.grew, "shrank": fired.shrank, "rounds": fired.rounds, "inert": fired.inert},
+        "rules_fired": {rule: {"grew": one.grew, "shrank": one.shrank} for rule, one in decider.fired_by_rule.items()},
     }
 
 

@@ -33,6 +33,7 @@ def decisions_section(run: Run) -> Markup:
         _charts(run, cost),
         tag("div", _table(run, cost), class_="backends"),
         _choices(run, found),
+        _rules(found),
         _masks(run),
         details("Both losses, by round and site", _losses(run)),
     ]
@@ -148,6 +149,17 @@ def _choices(run: Run, found: Json) -> Markup | None:
     return details(
         "What the policy chose", table(heads, rows, numbers_from=9, caption=caption), tag("p", note, class_="note")
     )
+
+
+def _rules(found: Json) -> Markup | None:
+    """How often each of the five rules would have fired on the losses of this run."""
+    fired: Mapping[str, Json] = found.get("rules_fired") or {}
+    if not fired:
+        return None
+    rows: list[list[Child]] = [[rule, f"{one['grew']:.0%}", f"{one['shrank']:.0%}"] for rule, one in fired.items()]
+    caption = "Share of the closed rounds in which a rule would have changed any site's budget, given these losses"
+    heads: list[Child] = ["Rule", "Raised", "Lowered"]
+    return details("What each rule makes of these losses", table(heads, rows, caption=caption))
 
 
 def _masks(run: Run) -> Markup | None:

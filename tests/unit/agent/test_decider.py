@@ -365,3 +365,16 @@ def test_a_cell_whose_language_model_is_worse_is_inert():
     assert (worse.grew, worse.inert) == (0, True)
     assert worse.shrank > 0  # it saved what any small fixed budget saves
     assert (better.grew, better.inert, better.rounds) == (1.0, False, 4)
+
+
+def test_every_rule_is_held_against_the_losses_as_they_were():
+    run = decider("llm-qfl-all")
+    for number in range(1, 6):
+        plan = run.decide(number, SITES)
+        run.close(answer(plan, LOSSES, language=0.4 if number < 3 else 1.0, server=0.5))
+    shares = run.fired_by_rule
+    assert list(shares) == ["incremental", "dynamic", "logarithmic", "adaptive", "hybrid"]
+    assert shares["adaptive"] == run.fired  # what it did, for nothing came between
+    assert all(share.rounds == 5 and share.grew == pytest.approx(2 / 5) for share in shares.values())
+    idle = decider("llm-qfl-all")
+    assert idle.fired_by_rule["adaptive"].rounds == 0
