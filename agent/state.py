@@ -99,6 +99,11 @@ class State:
     header: tuple[int, ...]
     clients: tuple[tuple[int, ...], ...]
 
+    @classmethod
+    def empty(cls) -> State:
+        """Nothing is known, of as many sites as are shown."""
+        return cls((0,) * len(HEADER), ((0,) * len(CLIENT),) * SHOWN)
+
     def text(self) -> str:
         """The state as the language model reads it: words of ours and digits, one line for the run, one for sites."""
         digits = dict(zip(HEADER, map(str, self.header), strict=True))

@@ -10,7 +10,8 @@ from agent.budgets import StepCost
 from agent.choice import Scorer
 from agent.decider import Decider, Means
 from agent.prices import Prices
-from agent.state import Setting, noise_level
+from agent.shield import everything
+from agent.state import Setting, State, noise_level
 from llm_qfl.federation.backend_names import samples
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.config_agent import EMBEDDED_POLICY
@@ -69,7 +70,10 @@ def make_decider(
 def load_policy(
     config: RunConfig, language: LanguageSession | None
 ) -> tuple[Scorer | None, str, Mapping[str, tuple[int, int]]]:
-    """The trained policy on the run's own base model, or why there is none."""
+    """The trained policy on the run's own base model, or why there is none.
+
+    It scores an empty state once: what a first pass has to fetch is loading, and no decision's time.
+    """
     name = config.agent.policy
     if name == "none" or language is None:
         return None, "agent.policy is none" if language is not None else "the run has no language model", {}
@@ -81,6 +85,7 @@ def load_policy(
         file = read_policy(path, SIZES)
         server = language.server
         policy: Scorer = file.load_on(server.stack, server.base.tokenizer, server.base.digest)
-    except LanguageError as error:
+        policy.probabilities(State.empty().text(), everything())
+    except (LanguageError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError
         return None, str(error), {}
     return policy, "", file.ranges

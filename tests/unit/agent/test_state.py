@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.budgets import StepCost
 from agent.history import History, RoundRecord, SiteRecord
 from agent.prices import Prices
-from agent.state import CLIENT, HEADER, LOSS, SHOWN, Setting, bucket, noise_level, ranges_of, state_of
+from agent.state import CLIENT, HEADER, LOSS, SHOWN, Setting, State, bucket, noise_level, ranges_of, state_of
 
 COST = StepCost(10, 1, 11)
 SETTING = Setting(rounds=10, classes=2, cost=COST, limit=1000, prices=Prices(1.0, 1.0, 0.0), round_circuits=3)
@@ -172,3 +172,10 @@ def test_ranges_are_those_of_the_states_seen():
     assert all(state.outside(ranges) == () for state in states)
     assert state_of(history, SETTING, budgets, there, 9).outside(ranges) == ("round 8 outside 2..5",)
     assert ranges_of([]) == {}
+
+
+def test_an_empty_state_is_as_long_as_any():
+    empty = State.empty()
+    assert not set(empty.text()) & set("123456789")
+    assert len(empty.clients) == SHOWN
+    assert not empty.features().any()
