@@ -126,6 +126,7 @@ def make_setup(roll: Roll, config: RunConfig, language: LanguageSession | None =
         raise FederationError(
             f"no site has data.min-rows={config.data.min_rows} training rows, so none sent sums for the feature map; "
             "lower data.min-rows (a sum of few rows is a row) or bring more rows"
+            + (", or raise privacy.epsilon: the noise left no class with as many" if config.privacy.on else "")
         )
     first = censuses[0]
     if config.privacy.unit == "client-central":

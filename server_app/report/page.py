@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from server_app.report import circuit, decisions, headline, language, provenance, rounds, sites
+from server_app.report import circuit, decisions, headline, language, privacy, provenance, rounds, sites
 from server_app.report.markup import join, tag
 from server_app.report.run import Run
 from server_app.report.style import SCRIPT, STYLE
@@ -24,6 +24,7 @@ SECTIONS: Sequence[tuple[str, str, Section]] = (
     ("sites", "Sites", sites.learning),
     ("spending", "Cost by round", rounds.spending),
     ("replies", "Replies", rounds.replies),
+    ("privacy", "Privacy", privacy.privacy_section),
     ("circuit", "Circuit", circuit.circuit_section),
     ("reproduce", "Do it again", provenance.reproduce),
     ("configuration", "Configuration", provenance.configuration),
