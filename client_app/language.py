@@ -191,8 +191,9 @@ class SiteLanguage:
         model = _load(folder, part.sha256, language)
         client = ClientLanguage(share(model), language, folder=self._held.folder)
         if part.arrays:
+            task = isinstance(part, LanguageTask)  # else a query, perhaps of a server that goes on
             kept = part.kept if isinstance(part, LanguageTask) else 0
-            client.receive(part.arrays, part.emulator_digest, self.first_digest, kept=kept)
+            client.receive(part.arrays, part.emulator_digest, self.first_digest, kept=kept, tidy=task)
         return client
 
     def _frozen_dtype(self, folder: Path) -> str:

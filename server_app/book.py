@@ -92,7 +92,7 @@ class FolderBook:
         if self._language is not None:
             writer.document("language", self._language.memory(), number)
             if self._adapter_changed:
-                writer.arrays("language", self._language.memory_arrays(), number)
+                writer.arrays("adapter", self._language.memory_arrays(), number)
         self._adapter_changed = False
         writer.commit(number)
 

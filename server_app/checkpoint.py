@@ -93,11 +93,11 @@ class CheckpointWriter:
         self._files = dict(_manifest(self._run)["files"])
 
     def document(self, name: str, value: Json, server_round: int) -> None:
-        """Write a JSON part; it counts from the next `commit` on."""
+        """Write a JSON part under a name of its own; it counts from the next `commit` on."""
         self._write(name, f"{name}-{server_round:06d}.json", json.dumps(value, allow_nan=False).encode())
 
     def arrays(self, name: str, arrays: Arrays, server_round: int) -> None:
-        """Write a part of named arrays; it counts from the next `commit` on."""
+        """Write a part of named arrays under a name of its own; it counts from the next `commit` on."""
         stream = io.BytesIO()
         np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
         self._write(name, f"{name}-{server_round:06d}.npz", stream.getvalue())

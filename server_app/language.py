@@ -185,7 +185,7 @@ class LanguageSession:
 
     def offer(self) -> ModelOffer:
         """What the query says of the model."""
-        sent = self.server.broadcast(emulator=True) if self.makes_features else None
+        sent = self.server.broadcast(emulator=True, first=True) if self.makes_features else None
         arrays, digest = ({}, "") if sent is None else (sent.arrays, sent.first_digest)
         return ModelOffer(self._run, self.source, self.exported.sha256, self.libraries, arrays, digest)
 
@@ -285,7 +285,7 @@ class LanguageSession:
         self.sites = tuple(sorted(set(answers) - set(self.left_out)))
         self.trainers = self.sites[:1] if self._language.one_site else self.sites
         if self.makes_features:  # a site whose rows the server has given numbers for holds the emulator
-            self.exchange.hold(self.sites, self.server.broadcast(emulator=False).emulator_digest)
+            self.exchange.hold(self.sites, self.server.broadcast(emulator=False).first_digest)
         view = self.view = TaskView.of(setup.text, self._language, self.server.base.tokenizer)
         if view.words is None:
             view.training(("text",), np.zeros(1, np.intp))  # a request that cannot be written is found here

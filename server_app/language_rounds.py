@@ -120,11 +120,12 @@ class AdapterRounds:
         return self._session.config.agent.regulates and self._taught.get(site) != self._version
 
     def memory(self) -> dict[str, Any]:
-        """Which sites' losses are of which version, and whose answers counted last, for a checkpoint."""
+        """Which sites' losses are of which version, whose answers counted last, who holds which emulator."""
         return {
             "version": self._version,
             "taught": dict(self._taught),
             "counted": dict(self._counted),
+            "holds": sorted(self._holds),
             "bytes": [self.bytes_up, self.bytes_down],
             "client_peak": self.client_peak,
         }
@@ -134,6 +135,7 @@ class AdapterRounds:
         self._version = int(data["version"])
         self._taught = {str(site): int(version) for site, version in data["taught"].items()}
         self._counted = {str(site): int(number) for site, number in data["counted"].items()}
+        self._holds = {(str(site), str(digest)) for site, digest in data["holds"]}
         self.bytes_up, self.bytes_down = (int(size) for size in data["bytes"])
         self.client_peak = None if data["client_peak"] is None else int(data["client_peak"])
 

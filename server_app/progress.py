@@ -33,6 +33,7 @@ class Progress:
         seconds: wall time of the run so far.
         server_spent: shots and jobs of scoring on the server's own rows so far.
         stop: why the run takes no further round, or None.
+        informed: sites that have the setup.
     """
 
     state: GlobalState
@@ -42,6 +43,7 @@ class Progress:
     seconds: float = 0.0
     server_spent: Spent = NOTHING
     stop: Stop | None = None
+    informed: Sequence[str] = ()
 
     @property
     def server_round(self) -> int:
@@ -58,6 +60,7 @@ class Progress:
                 "server_spent": asdict(self.server_spent),
                 "stop": None if self.stop is None else asdict(self.stop),
                 "open": {site: _given_json(task) for site, task in sorted(self.open.items())},
+                "informed": sorted(self.informed),
                 "held": [_report_json(report) for report, _ in self.held],
             },
             "sites": {site: census_json(census) for site, census in sorted(self.censuses.items())},
@@ -94,6 +97,7 @@ class Progress:
                 seconds=float(data["seconds"]),
                 server_spent=Spent(**data["server_spent"]),
                 stop=None if stop is None else Stop(**stop),
+                informed=tuple(data["informed"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunFolderError(

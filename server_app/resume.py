@@ -73,7 +73,7 @@ class Resumed:
     def language(self) -> LanguageMemory | None:
         """Of the language model; None where the run has none."""
         document = self.checkpoint.documents.get("language")
-        return None if document is None else LanguageMemory(self.checkpoint.arrays["language"], document)
+        return None if document is None else LanguageMemory(self.checkpoint.arrays["adapter"], document)
 
     def take_roll(
         self, grid: BoundedGrid, config: RunConfig, mark: Mapping[str, str], offer: ModelOffer | None
@@ -152,10 +152,14 @@ def read_run(folder: Path, config: RunConfig) -> Resumed:
         raise RunFolderError(f"server.resume: {folder} is no folder; expected that of an interrupted run")
     _refuse_finished(folder)
     checkpoint = read_checkpoint(folder)
-    opened = checkpoint.documents.get("opened")
-    if opened is None:
-        raise RunFolderError(f"{folder}: the checkpoint lacks its part 'opened'; start the run anew")
-    _refuse_other_config(folder, opened["config"], config)
+    needed = ["opened", "progress", "sites", "state", "earlier"]
+    needed += ["language", "adapter"] if config.language.enabled else []
+    needed += ["decider"] if config.agent.regulates else []
+    if "opened" in checkpoint.documents:
+        _refuse_other_config(folder, checkpoint.documents["opened"]["config"], config)
+    if missing := sorted(set(needed) - {*checkpoint.documents, *checkpoint.arrays}):
+        raise RunFolderError(f"{folder}: the checkpoint lacks its parts {', '.join(missing)}; start the run anew")
+    opened = checkpoint.documents["opened"]
     progress = Progress.of(checkpoint.documents, checkpoint.arrays)
     lines = _lines(folder, "rounds.jsonl", checkpoint)
     last = lines[-1]["round"] if lines else 0

@@ -95,12 +95,15 @@ class QNNStrategy(Strategy):
         Args:
             state: after the round that has closed.
         """
-        return Progress(state, self._terms.censuses, *self._tasks.memory(), stop=self.stop)
+        given, held = self._tasks.memory()
+        informed = tuple(self._tasks.post.has_setup)
+        return Progress(state, self._terms.censuses, given, held, stop=self.stop, informed=informed)
 
     def go_on(self, before: Progress) -> None:
         """Start after a round that was closed, and with the tasks that were open then."""
         self._closed, self.stop = before.server_round, before.stop
         self._tasks.remember(before.open, before.held)
+        self._tasks.post.has_setup = set(before.informed)
 
     def summary(self) -> None:
         """Nothing to log: the display shows the run."""

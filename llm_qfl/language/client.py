@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from llm_qfl.language.store import SiteStore
 from llm_qfl.language.training import TrainReport, train_adapter
 from llm_qfl.language.wire import byte_count, decode, encode_change
 
+_LOG = logging.getLogger(__name__)
 RESIDUAL, OWN = "residual", "own-adapter"  # what a round leaves for the next one
 
 
@@ -117,6 +119,7 @@ class ClientLanguage:
         *,
         kept: int | None = None,
         adapter_digest: str = "",
+        tidy: bool = True,
     ) -> None:
         """Take over a broadcast; where nothing is averaged, a site that has trained goes on with its own adapter.
 
@@ -126,6 +129,7 @@ class ClientLanguage:
             first_digest: of the emulator that `distributed` is about; its file stays when others are deleted.
             kept: round of the answer after which this site goes on with what it kept; 0 for none yet, None for the
                 newest.
+            tidy: delete emulators that are neither.
             adapter_digest: of the adapter's values as they are decoded here (on a lossy wire not the server's own); an
                 answer names it, so it must be what training starts from. Empty where none was said.
 
@@ -140,7 +144,8 @@ class ClientLanguage:
                 f"the adapter that was sent is not the one announced: expected {adapter_digest[:16]}, got {found[:16]}"
             )
         self._take_emulator(arrays, emulator_digest)
-        self._store.keep_only("emulator-", {_emulator_file(emulator_digest), _emulator_file(first_digest)})
+        if tidy:
+            self._store.keep_only("emulator-", {_emulator_file(emulator_digest), _emulator_file(first_digest)})
         self._kept = kept
         own = None if self.config.federated else self._store.load_round(OWN, kept)
         self.adapter.load(own or received)
@@ -174,13 +179,23 @@ class ClientLanguage:
             route, self.adapter, rows, budget, config.eps, seed=seed, cache=self.cache_of(route, rows)
         )
         added = config.federated and config.wire != "fp32"  # else nobody adds up changes, and what rounding lost
-        before = (self._store.load_round(RESIDUAL, self._kept) if added else None) or {}
+        before = self._residual() if added else {}
         arrays, residual = encode_change(ADAPTER, self.adapter.arrays(), self._received, before, config.wire)
         if added:
             self._store.save_round(RESIDUAL, residual, self._kept, server_round)
         if not config.federated:
             self._store.save_round(OWN, self.adapter.arrays(), self._kept, server_round)
         return ClientUpdate(arrays, byte_count(arrays), report)
+
+    def _residual(self) -> Arrays:
+        """What rounding took from this site's last answer that counted.
+
+        Where that is gone (a new disk) the site goes on without: it was lost once, not for ever, and the log says so.
+        """
+        if self._kept and not self._store.has(f"{RESIDUAL}-{self._kept}"):
+            _LOG.warning("language.wire: what rounding took in round %s is not kept here any more", self._kept)
+            return {}
+        return self._store.load_round(RESIDUAL, self._kept) or {}
 
     def score(self, rows: TokenRows, *, adapter: bool = True) -> list[np.ndarray]:
         """Negative log-likelihoods of the answer tokens, nats, one array a row (what AdapEmu scores at this site)."""

@@ -33,7 +33,8 @@ from llm_qfl.language.training import StepBudget
 from llm_qfl.language.transfer import TransferReport, transfer
 from llm_qfl.language.wire import byte_count, decode, encode
 
-FIRST, WIRE = "first", "wire"  # parts of a checkpoint: the emulator before the first round, and as it is sent
+FIRST = "first"  # part of a checkpoint: the emulator before the first round
+WIRE, FIRST_WIRE = "wire", "first-wire"  # the emulator, and that one, as they are sent
 ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
 
 
@@ -81,6 +82,7 @@ class ServerLanguage:
         self._caches: dict[tuple[str, str], StateCache] = {}
         self._emulator_digest, self._emulator_wire = "", dict[str, np.ndarray]()
         self._first: Arrays = {}  # the emulator before the first round
+        self._first_wire: Arrays = {}  # and as it is sent
         self._publish_emulator(first=True)
 
     def _prepare(self) -> None:
@@ -193,16 +195,18 @@ class ServerLanguage:
             self._teacher = Teacher(self.route("adap-fu", self._emulator_end), public, cached=cached)
         return self._teacher
 
-    def broadcast(self, *, emulator: bool) -> Broadcast:
+    def broadcast(self, *, emulator: bool, first: bool = False) -> Broadcast:
         """What sites need for a round.
 
         Args:
             emulator: send the emulator too? Only to sites that do not hold `emulator_digest` yet.
+            first: the emulator as it was first distributed, in place of that of the next round.
         """
         arrays, digest = self._exchange.send()
         if emulator:
-            arrays = {**arrays, **self._emulator_wire}
-        return Broadcast(arrays, digest, self._emulator_digest, self._first_digest, byte_count(arrays))
+            arrays = {**arrays, **(self._first_wire if first else self._emulator_wire)}
+        current = self._first_digest if first else self._emulator_digest
+        return Broadcast(arrays, digest, current, self._first_digest, byte_count(arrays))
 
     def _publish_emulator(self, *, first: bool) -> None:
         """Fix what sites get, and hold the same: with a lossy wire the server's emulator is the rounded one too."""
@@ -212,7 +216,7 @@ class ServerLanguage:
         self.emulator.load(decode(EMULATOR, self._emulator_wire, self.config.wire, self.emulator.shapes()))
         self._emulator_digest = self.emulator.digest()
         if first:
-            self._first = self.emulator.arrays()
+            self._first, self._first_wire = self.emulator.arrays(), self._emulator_wire
 
     def receive(self, arrays: Mapping[str, np.ndarray], adapter_digest: str) -> Arrays:
         """A site's matrices from its answer, strictly checked.
@@ -283,6 +287,7 @@ class ServerLanguage:
             out |= {f"{FIRST}/{key}": value for key, value in self._first.items()}
             if self.config.wire != "fp32":  # rounding what was rounded may give other bits
                 out |= {f"{WIRE}/{key}": value for key, value in self._emulator_wire.items()}
+                out |= {f"{FIRST_WIRE}/{key}": value for key, value in self._first_wire.items()}
         return out
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -293,10 +298,10 @@ class ServerLanguage:
         """
         if self.emulator is not None:
             self.emulator.load(decode(EMULATOR, arrays, "fp32", self.emulator.shapes()))
-            sent = {key.removeprefix(f"{WIRE}/"): v for key, v in arrays.items() if key.startswith(f"{WIRE}/")}
-            self._emulator_wire = sent or encode(EMULATOR, self.emulator.arrays(), "fp32")
+            self._emulator_wire = _part(arrays, WIRE) or encode(EMULATOR, self.emulator.arrays(), "fp32")
             self._emulator_digest = self.emulator.digest()
             self._first = decode(FIRST, arrays, "fp32", self.emulator.shapes())
+            self._first_wire = _part(arrays, FIRST_WIRE) or encode(EMULATOR, self._first, "fp32")
         self.set_adapter(decode(ADAPTER, arrays, "fp32", self.adapter.shapes()))
 
     def score(self, kind: str, rows: TokenRows) -> list[np.ndarray]:
@@ -327,3 +332,8 @@ class ServerLanguage:
         if known is None or known.version != route.version():
             known = self._caches[key] = route.cache(rows)
         return known
+
+
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> Arrays:
+    """What is called `<name>/...`, without that."""
+    return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}

@@ -130,7 +130,7 @@ def test_a_run_folder_with_a_language_model(tmp_path):
     assert "data" in (run.folder / "adapter" / "README.md").read_text()
     lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
     assert [len(line["language"]["answers"]) for line in lines] == [2, 2]
-    assert (run.folder / "checkpoint" / "language-000002.npz").is_file()
+    assert (run.folder / "checkpoint" / "adapter-000002.npz").is_file()
     about = json.loads((run.folder / "config.json").read_text())["language"]
     assert about["held_layers"] == list(session.server.plan.held)
 
