@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced: the base image and what the host's pip is set to, where the defaults of compose.yaml cannot be had.
 pinned=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
 if [ -z "${LLM_QFL_BASE:-}" ] && ! docker image inspect "$pinned" >/dev/null 2>&1 && ! timeout 120 docker pull -q "$pinned" >/dev/null 2>&1; then

