@@ -8,7 +8,8 @@ from pathlib import Path
 from llm_qfl.federation.config import Scalar
 from simulation.policy_world import Case, World
 
-ROUNDS = 20
+ROUNDS = 40
+"""Few sites with few steps reach the target in many rounds; with 20 of them they would be cut off."""
 SMALL = 2000
 """Rows below which Dirichlet 0.1 is dealt to 4 sites: over 10 some would have none."""
 

@@ -49,13 +49,13 @@ class Draw:
     first: First
 
 
-def draw_federation(number: int, tables: Path, *, rounds: int = 15) -> Draw:
+def draw_federation(number: int, tables: Path, *, rounds: int = 0) -> Draw:
     """The federation of a number: data set, sites, split, step size, circuit, teacher, first round.
 
     Args:
         number: equal numbers give equal federations; training takes those below 100,000, evaluation others.
         tables: folder of the data sets.
-        rounds: of the run.
+        rounds: of the run; 0 draws it.
     """
     random = np.random.default_rng([7, number])
     kind = str(random.choice(KINDS, p=[0.35, 0.3, 0.2, 0.05, 0.1]))
@@ -68,10 +68,10 @@ def draw_federation(number: int, tables: Path, *, rounds: int = 15) -> Draw:
         ("agent.distill-temperature", 2.0),
     )
     alpha = 5.0 if kind in ("iris", "wine") else float(random.choice([0.2, 0.5, 1.0, 5.0]))
-    case = Case(f"csv:{source}", sites, alpha, number % 2**31, rounds, more)
     quality = float(random.choice([0.0, 0.3, 1.0, 2.0]))
     first = First(int(random.choice([1, 2, 5, 10])), float(random.choice([0.2, 0.5, 1.0])))
-    return Draw(case, quality, first)
+    length = rounds or int(random.choice([15, 25, 40]))
+    return Draw(Case(f"csv:{source}", sites, alpha, number % 2**31, length, more), quality, first)
 
 
 def draw_shares(random: np.random.Generator) -> tuple[float, float, float]:
@@ -223,7 +223,7 @@ class Lesson:
 
 
 def lessons(
-    lines: Sequence[Json], seed: int, *, prices: int = 6, states: int = 3, sharpness: float = 8.0
+    lines: Sequence[Json], seed: int, *, prices: int = 6, states: int = 3, sharpness: float = 25.0
 ) -> list[Lesson]:
     """States at random prices, with the settings that were cheapest to the target in their federation.
 
