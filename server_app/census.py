@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Message, MessageType
 
 from llm_qfl.federation.config import RunConfig, readout_problems
+from llm_qfl.federation.data.encodings import number_names
 from llm_qfl.federation.data.features import fit_feature_map
 from llm_qfl.federation.data.sums import FeatureSums, combine
 from llm_qfl.federation.data.table import sorted_classes
@@ -23,6 +25,8 @@ from llm_qfl.federation.setup import Setup
 from server_app.grid import BoundedGrid
 from server_app.language import LanguageSession
 from server_app.privacy import CentralNoise
+
+MOST_SUM = 1e100  # a product of two such numbers is still finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +162,27 @@ def _refuse_twins(answers: Mapping[int, Census]) -> None:
         )
 
 
+def _claims_problem(census: Census, config: RunConfig) -> str:
+    """What no honest site says of its rows; an empty string where there is nothing."""
+    rows = census.rows["train"]
+    if not config.privacy.on and int(census.class_counts.sum()) != rows:
+        return f"{rows} training rows, by class {int(census.class_counts.sum())}"
+    if census.sums is None:
+        return ""
+    try:
+        sums = FeatureSums.from_arrays(census.sums, classes=census.class_names, reduction=config.data.reduction)
+    except RecordError as error:
+        return str(error)
+    if sums.rows > rows:
+        return f"sums of {sums.rows} rows, it has {rows} to train with"
+    names = number_names(census.encoding, census.columns, config.data.k)
+    if names and sums.means.shape[1] != len(names):
+        return f"sums of {sums.means.shape[1]} numbers a row, expected {len(names)}"
+    if max(np.max(np.abs(array), initial=0.0) for array in (sums.means, sums.scatter)) > MOST_SUM:
+        return f"sums hold numbers beyond {MOST_SUM:g}"
+    return ""
+
+
 def _odd_ones(censuses: Mapping[str, Census], config: RunConfig) -> dict[str, str]:
     """Sites that cannot take part beside the others."""
     odd: dict[str, str] = {}
@@ -166,6 +191,8 @@ def _odd_ones(censuses: Mapping[str, Census], config: RunConfig) -> dict[str, st
             odd[site] = "no training rows"
         elif census.encoding == "language" and census.language:
             odd[site] = f"data.encoding=language needs the language model: {census.language}"
+        elif problem := _claims_problem(census, config):
+            odd[site] = problem
     shapes = Counter((c.encoding, c.columns) for s, c in sorted(censuses.items()) if s not in odd)
     if not shapes:
         return odd
