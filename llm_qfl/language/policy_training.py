@@ -145,7 +145,8 @@ class PolicyTrainer:
         """
         if not taken:
             raise LanguageError("policy training: expected at least one decision, got none")
-        rows, cache = self._rows([one.text for one in taken])
+        rows = self.policy.encode([one.text for one in taken])
+        cache = self.policy.cache(rows)  # in memory: no later group meets the same rows
         mask = self.policy.mask([one.allowed for one in taken])
         options = torch.tensor([[one.options[name] for name in self.policy.fields] for one in taken])
         advantages = torch.tensor([one.advantage for one in taken], dtype=torch.float32)
