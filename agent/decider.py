@@ -9,6 +9,7 @@ decisions.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ class Decider:
         self._next: dict[str, int] = {}  # what the rule makes of that
         self._regulated: dict[str, Regulated] = {}
         self._fired: list[Mapping[str, Regulated]] = []
+        self._replayed: dict[int, str] = {}
 
     @property
     def memory(self) -> Memory:
@@ -100,6 +102,15 @@ class Decider:
         self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
         self._fired = list(memory.fired)
         self._regulated = dict(self._fired[-1]) if self._fired else {}
+
+    def replay(self, server_round: int, timed_out: str) -> None:
+        """A round that was decided before the run was interrupted: the clock has no second say in it.
+
+        Args:
+            server_round: the round.
+            timed_out: why the policy's decision came too late then; empty where it did not.
+        """
+        self._replayed[server_round] = timed_out
 
     @property
     def regulated(self) -> Mapping[str, Regulated]:
@@ -252,7 +263,11 @@ class Decider:
         before = self._unasked(server_round, state, masked)
         if isinstance(before, Fallback):
             return before, {}
-        found = ask(before, state.text(), masked.allowed, self._deadline)
+        timed_out = self._replayed.get(server_round)
+        if timed_out:
+            return Fallback("timeout", timed_out), {}
+        deadline = self._deadline if timed_out is None else Deadline(threading.TIMEOUT_MAX)
+        found = ask(before, state.text(), masked.allowed, deadline)
         if isinstance(found, Fallback):
             return found, {}
         if (unsure := self._trust.doubts(found, masked.allowed)) is not None:

@@ -80,6 +80,12 @@ class FolderBook:
         if self._decider is not None:
             self._display.remark(decision.server_round, sentence(line, self._decider.setting.cost))
 
+    def record(self, decision: Decision) -> None:
+        """Whether the policy was too late is the clock's doing: it is written before anybody acts on it."""
+        if self._decider is not None and self._decider.agent.mode == "policy":
+            late = decision.fallback is not None and decision.fallback.reason == "timeout"
+            self._ledger.checkpoint.record(decision.server_round, decision.fallback.why if late else "")
+
     def checkpoint(self, progress: Progress) -> None:
         """All that the next round depends on; with it the round's lines count."""
         number, writer = progress.server_round, self._ledger.checkpoint

@@ -27,7 +27,7 @@ Json = dict[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 1
-FOLDER, MANIFEST, LOCK = "checkpoint", "checkpoint.json", "lock"
+FOLDER, MANIFEST, LOCK, DECISION = "checkpoint", "checkpoint.json", "lock", "decision"
 LEDGERS = ("rounds.jsonl", "decisions.jsonl")
 
 
@@ -102,12 +102,22 @@ class CheckpointWriter:
         np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
         self._write(name, f"{name}-{server_round:06d}.npz", stream.getvalue())
 
+    def record(self, server_round: int, timed_out: str) -> None:
+        """Note, before a round that the policy decides, whether its decision came too late, and why."""
+        name = f"{DECISION}-{server_round:06d}.json"
+        write_whole(self._folder / name, json.dumps({"timed_out": timed_out}).encode())
+
     def commit(self, server_round: int) -> None:
         """From here on this is the checkpoint; what only the former one needed is deleted."""
         positions = {name: (self._run / name).stat().st_size for name in LEDGERS if (self._run / name).exists()}
         manifest = {"format": FORMAT, "round": server_round, "files": self._files, "positions": positions}
         write_whole(self._folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        needed = {MANIFEST, LOCK, *(entry["file"] for entry in self._files.values())}
+        needed = {
+            MANIFEST,
+            LOCK,
+            f"{DECISION}-{server_round + 1:06d}.json",
+            *(entry["file"] for entry in self._files.values()),
+        }
         for path in self._folder.iterdir():
             if path.name not in needed:
                 path.unlink(missing_ok=True)
@@ -153,6 +163,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if there < size:
             raise _damaged(folder / name, f"the checkpoint counts {size} bytes of it, it has {there}")
     return Checkpoint(int(manifest["round"]), documents, arrays, positions)
+
+
+def read_record(folder: Path, server_round: int) -> str | None:
+    """What `CheckpointWriter.record` noted of a round; None where it was not decided.
+
+    Raises:
+        RunFolderError: damaged.
+    """
+    path = folder / FOLDER / f"{DECISION}-{server_round:06d}.json"
+    try:
+        return str(json.loads(path.read_bytes())["timed_out"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def cut_ledgers(folder: Path, checkpoint: Checkpoint) -> None:

@@ -20,7 +20,7 @@ from llm_qfl.federation.settings import project_folder
 from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import Spent
 from server_app.census import Roll, take_census
-from server_app.checkpoint import Checkpoint, Json, LanguageMemory, cut_ledgers, read_checkpoint
+from server_app.checkpoint import Checkpoint, Json, LanguageMemory, cut_ledgers, read_checkpoint, read_record
 from server_app.grid import BoundedGrid
 from server_app.progress import Progress
 from server_app.roster import same_site
@@ -44,6 +44,7 @@ class Resumed:
         progress: after the last closed round.
         lines: of `rounds.jsonl` up to it.
         decisions: of `decisions.jsonl` up to it.
+        timed_out: of the next round, where the policy has decided it: why that came too late, or an empty string.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Resumed:
     progress: Progress
     lines: tuple[Json, ...]
     decisions: tuple[Json, ...]
+    timed_out: str | None = None
 
     @property
     def setup(self) -> Setup:
@@ -168,7 +170,8 @@ def read_run(folder: Path, config: RunConfig) -> Resumed:
             f"{folder}: the checkpoint is of round {checkpoint.server_round}, its state of round "
             f"{progress.server_round}, the last line of rounds.jsonl of round {last}; start the run anew"
         )
-    return Resumed(folder, checkpoint, opened, progress, lines, _lines(folder, "decisions.jsonl", checkpoint))
+    decisions, record = _lines(folder, "decisions.jsonl", checkpoint), read_record(folder, progress.server_round + 1)
+    return Resumed(folder, checkpoint, opened, progress, lines, decisions, record)
 
 
 def begin_again(resumed: Resumed) -> None:

@@ -63,6 +63,9 @@ class Book(Protocol):
     def checkpoint(self, progress: Progress) -> None:
         """All that was told so far counts; the run could go on from here."""
 
+    def record(self, decision: Decision) -> None:
+        """A decision that is about to be carried out: should the server die now, it stands."""
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -157,7 +160,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
         spent, seconds = before.server_spent + strategy.scoring, before.seconds + time.monotonic() - started
         book.checkpoint(replace(strategy.progress(state), seconds=seconds, server_spent=spent))
 
-    strategy.settle = settle
+    strategy.settle, strategy.record = settle, book.record
     strategy.go_on(before)
     settle(before.state)
     start, deadline, count = before.state, config.server.deadline, config.server.rounds
@@ -216,6 +219,8 @@ def open_session(
         resumed.check_fingerprint(mark)
         if decider is not None and resumed.decider is not None:
             decider.remember(resumed.decider, resumed.decisions)
+            if resumed.timed_out is not None:
+                decider.replay(resumed.progress.server_round + 1, resumed.timed_out)
     return Opened(config, roll, setup, model, baselines, mark, language, decider, resumed)
 
 

@@ -75,6 +75,8 @@ class QNNStrategy(Strategy):
         self._plan: RoundPlan | None = None
         self._to_score: frozenset[str] | None = None
         self._started = 0.0
+        self.record: Callable[[Decision], None] = lambda decision: None
+        """Called with a decision before anybody is told of it."""
         self.settle: Callable[[GlobalState], None] = lambda state: None
         """Called last of all when a round has closed, with the state after it."""
         self._closed = 0
@@ -165,6 +167,7 @@ class QNNStrategy(Strategy):
             self._plan = plan_round(self._terms.config, server_round, sorted(free), self._terms.budget)
         else:
             self._plan = decided_round(self._terms.config, self._decider, server_round, sorted(free))
+            self.record(self._decider.decisions[-1])
             self.stop = self._decider.decisions[-1].stop
             if self.stop is not None and self._tell is not None:
                 self._tell(self._decider.decisions[-1], None, None)

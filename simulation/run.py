@@ -64,6 +64,9 @@ class Memory:
     def checkpoint(self, progress: Progress) -> None:
         """Nothing to write."""
 
+    def record(self, decision: Decision) -> None:
+        """Nothing to write."""
+
 
 def run_federation(
     run_config: Mapping[str, Scalar] | None = None,

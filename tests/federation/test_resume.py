@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +276,15 @@ def test_other_sites_cannot_go_on_with_a_run(interrupted):
     nodes = [{"partition-id": n, "num-partitions": SITES, "site": f"other-{n}"} for n in range(SITES)]
     with pytest.raises(FederationError, match="none of the run's sites"):
         run_federation({**CONFIG, "server.resume": str(interrupted)}, nodes=nodes)
+
+
+def test_a_decision_is_on_the_disk_before_anybody_acts_on_it(tmp_path):
+    with closing(Ledger.create(tmp_path)) as made:
+        made.checkpoint.commit(2)
+        made.checkpoint.record(3, "no decision within 5 s")
+        made.checkpoint.commit(2)  # the server died, and went on after round 2
+        assert files.read_record(made.folder, 3) == "no decision within 5 s"
+        made.checkpoint.record(3, "")
+        assert files.read_record(made.folder, 3) == ""
+        made.checkpoint.commit(3)
+        assert files.read_record(made.folder, 3) is None
