@@ -83,8 +83,9 @@ class FolderBook:
     def record(self, decision: Decision) -> None:
         """Whether the policy was too late is the clock's doing: it is written before anybody acts on it."""
         if self._decider is not None and self._decider.agent.mode == "policy":
-            late = decision.fallback is not None and decision.fallback.reason == "timeout"
-            self._ledger.checkpoint.record(decision.server_round, decision.fallback.why if late else "")
+            fallback = decision.fallback
+            why = fallback.why if fallback is not None and fallback.reason == "timeout" else ""
+            self._ledger.checkpoint.record(decision.server_round, why)
 
     def checkpoint(self, progress: Progress) -> None:
         """All that the next round depends on; with it the round's lines count."""
