@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -33,17 +34,18 @@ def main(grid: Grid, context: Context) -> None:
     resumed = None if before is None else read_run(before, config)
     output = project_folder() / config.server.output
     ledger = Ledger.create(output) if resumed is None else Ledger.reopen(resumed.folder)
-    display = make_display(config.server.show, sys.stdout)
-    book = FolderBook(ledger, display)
-    try:
-        finished = run_session(grid, config, book, resumed)
-    except Exception as error:
-        reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
-        rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0
-        ledger.write_json("summary.json", failure_json(ledger.run_id, config, reason, rounds))
+    with closing(ledger):
+        display = make_display(config.server.show, sys.stdout)
+        book = FolderBook(ledger, display)
+        try:
+            finished = run_session(grid, config, book, resumed)
+        except Exception as error:
+            reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
+            rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0
+            ledger.write_json("summary.json", failure_json(ledger.run_id, config, reason, rounds))
+            write_report(ledger.folder)
+            display.fail(reason)
+            raise
+        summary = book.finish(finished)
         write_report(ledger.folder)
-        display.fail(reason)
-        raise
-    summary = book.finish(finished)
-    write_report(ledger.folder)
-    display.finish(summary, ledger.folder)
+        display.finish(summary, ledger.folder)
