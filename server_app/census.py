@@ -173,7 +173,8 @@ def _claims_problem(census: Census, config: RunConfig) -> str:
         sums = FeatureSums.from_arrays(census.sums, classes=census.class_names, reduction=config.data.reduction)
     except RecordError as error:
         return str(error)
-    if sums.rows > rows:
+    # With noise on every class their sum may be more; each is at most all of them.
+    if sums.rows > rows * (len(sums.groups) if config.privacy.on else 1):
         return f"sums of {sums.rows} rows, it has {rows} to train with"
     names = number_names(census.encoding, census.columns, config.data.k)
     if names and sums.means.shape[1] != len(names):
