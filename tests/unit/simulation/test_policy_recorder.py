@@ -18,7 +18,7 @@ LANGUAGE = {
 }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)
 def test_a_recorded_federation_is_replayed_with_its_own_losses(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     monkeypatch.setenv("LLM_QFL_THREADS", "1")
