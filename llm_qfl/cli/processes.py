@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
@@ -177,7 +177,9 @@ class Processes:
                 _kill(process)
             time.sleep(0.05)
         for child in self._started.values():
-            child.poll()
+            # A process is a zombie while threads of it still end; only then can it be reaped.
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
             if child.stdout is not None:
                 child.stdout.close()
         self._started.clear()
