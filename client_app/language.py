@@ -193,7 +193,10 @@ class SiteLanguage:
         if part.arrays:
             task = isinstance(part, LanguageTask)  # else a query, perhaps of a server that goes on
             kept = part.kept if isinstance(part, LanguageTask) else 0
-            client.receive(part.arrays, part.emulator_digest, self.first_digest, kept=kept, tidy=task)
+            adapter = part.adapter_digest if isinstance(part, LanguageTask) else ""
+            client.receive(
+                part.arrays, part.emulator_digest, self.first_digest, kept=kept, tidy=task, adapter_digest=adapter
+            )
         return client
 
     def _frozen_dtype(self, folder: Path) -> str:
