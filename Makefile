@@ -6,6 +6,11 @@
 #   make bench                                        speed beside other libraries
 #   make bench-llm                                    a site's language round beside plain PEFT
 #   make drills                                       processes and nodes killed at random moments
+#   make compose                                      a federation in containers: TLS, known nodes, one run
+#   make compose-check                                the same, checked; nothing is left behind
+#   make policy MINUTES=30                            train the policy in simulated federations; continues
+#   make priced                                       what a federation costs, by who decides; continues
+#   make sbom / make audit                            what the images hold / what is known against it
 #
 PYTHON ?= python3
 # PyTorch's default Linux build brings gigabytes of CUDA: the CPU build is taken from here, and the default build where
@@ -22,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-llm drills deploy-check clean
+.PHONY: help run test lint bench bench-llm drills deploy-check compose compose-check sbom audit policy priced clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +54,7 @@ bench:
 bench-llm:
 	$(INSTALL) server language
 	@$(BIN)/python -m benchmarks.llm
+	@$(BIN)/python -m benchmarks.decision
 
 # A client of IBM Quantum killed at random moments over paid jobs, the service on loopback: 97 processes, then three
 # ClientApps of real nodes, then a whole node.
@@ -62,6 +68,32 @@ drills:
 deploy-check:
 	$(INSTALL) server language
 	@$(BIN)/python -m llm_qfl.cli.deploy_check
+
+compose:
+	@LLM_QFL_CONFIG="$$CONFIG" docker/up.sh
+
+compose-check:
+	@docker/check.sh
+
+# Lists of what the images hold, and of what is known against it; uv fetches the tools.
+sbom:
+	$(INSTALL) server
+	@mkdir -p dist
+	@cat docker/locks/executor.txt docker/locks/torch-cpu.txt docker/locks/model.txt > dist/packages.txt
+	@$(BIN)/uvx -q --from cyclonedx-bom cyclonedx-py requirements dist/packages.txt --of JSON -o dist/sbom.json && echo dist/sbom.json
+
+audit:
+	$(INSTALL) server
+	@$(BIN)/uvx -q pip-audit -r docker/locks/executor.txt --require-hashes --disable-pip
+
+MINUTES ?= 1e9
+policy:
+	$(INSTALL) server language
+	@$(BIN)/python -m llm_qfl.cli.main policy train --folder runs/policy-training --minutes $(MINUTES) --output agent/policy.json
+priced:
+	$(INSTALL) server language
+	@$(BIN)/python -m experiments.priced_records
+	@$(BIN)/python -m experiments.priced --training runs/policy-training
 
 clean:
 	rm -rf .flwr build dist .make .mypy_cache .ruff_cache .pytest_cache .hypothesis
