@@ -118,6 +118,7 @@ def round_line(summary: RoundSummary) -> Json:
         "clients": [_client_json(report) for report in summary.reports],
         "rejected": dict(summary.rejected),
         "busy": list(summary.busy),
+        "joined": list(summary.joined),
         "late": [
             {"of_round": report.server_round, "lag": summary.server_round - report.server_round, **_client_json(report)}
             for report in summary.late

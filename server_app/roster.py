@@ -2,11 +2,14 @@
 
 A SuperNode without a key of its own comes back from a restart under a new id. Where a site of the run is missing, nodes
 that nobody knows are asked once who they are; one that is the missing site, with the same rows, takes its place.
+A node that comes after the census is asked, too: a site with the run's columns and classes joins with its QNN. Classes
+and feature map stay as they were fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from flwr.app import Message, MessageType
 
@@ -14,6 +17,7 @@ from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.fingerprint import fingerprint
 from llm_qfl.federation.records import Census, decode_census, encode_query
+from llm_qfl.federation.setup import Setup
 from server_app.grid import BoundedGrid
 
 LONGEST = 60.0  # seconds; a node that is there answers within ten
@@ -26,32 +30,72 @@ class Roster:
         config: the run config.
         nodes: site -> node id, from the census.
         censuses: site -> what it said then.
+        setup: of the run: a site that fits it may join; None takes nobody in.
     """
 
-    def __init__(self, config: RunConfig, nodes: Mapping[str, int], censuses: Mapping[str, Census]) -> None:
-        self._config, self._censuses = config, censuses
-        self.nodes = dict(nodes)
+    def __init__(
+        self,
+        config: RunConfig,
+        nodes: Mapping[str, int],
+        censuses: Mapping[str, Census],
+        setup: Setup | None = None,
+    ) -> None:
+        self._config, self._setup = config, setup
+        self.nodes, self.censuses = dict(nodes), dict(censuses)
         self.sites = {node: site for site, node in nodes.items()}
+        self.joined: set[str] = set()
+        """Sites that came after the census."""
+        self._told: set[str] = set()
         self._strangers: dict[int, Census | None] = {}  # what unknown nodes said, once
+        self._asked: frozenset[int] | None = None  # nodes that were there at the census and take no part
+
+    @property
+    def paying(self) -> frozenset[str]:
+        """Sites whose tasks may cost QPU seconds."""
+        return frozenset(site for site, census in self.censuses.items() if census.pays)
 
     def look(self, grid: BoundedGrid) -> set[str]:
-        """Take in missing sites that have come back under another node id; which."""
+        """Take in missing sites that have come back under another node id, and new ones; which came back."""
         there = set(grid.get_node_ids())
         missing = {site for site, node in self.nodes.items() if node not in there}
         strangers = there - set(self.sites)
-        if not missing or not strangers:
+        if self._asked is None:
+            self._asked = frozenset(strangers)
+        late = strangers - self._asked if self._setup is not None else set()
+        if not strangers or not (missing or late):
             return set()
-        if new := strangers - set(self._strangers):
+        if new := (strangers if missing else late) - set(self._strangers):
             self._strangers |= dict.fromkeys(new) | self._ask(grid, new)
         back: set[str] = set()
         for node in sorted(strangers):
-            census = self._strangers[node]
-            if census is None or census.site not in missing - back:
+            census = self._strangers.get(node)
+            if census is None:
                 continue
-            if same_site(census, self._censuses.get(census.site)):
+            if census.site in missing - back and same_site(census, self.censuses.get(census.site)):
                 self._replace(grid, census.site, node)
                 back.add(census.site)
+            elif node in late and census.site not in self.nodes and self._fits(census):
+                self.nodes[census.site], self.sites[node] = node, census.site
+                self.censuses[census.site] = replace(census, sums=None)
+                self.joined.add(census.site)
         return back
+
+    def new(self) -> tuple[str, ...]:
+        """Sites that have joined since this was asked last, sorted."""
+        new = tuple(sorted(self.joined - self._told))
+        self._told |= self.joined
+        return new
+
+    def _fits(self, census: Census) -> bool:
+        """Can this site work with what was fixed before the first round?"""
+        setup = self._setup
+        return (
+            setup is not None
+            and census.rows["train"] > 0
+            and census.encoding != "language"
+            and (census.encoding, census.columns) == (setup.encoding, setup.columns)
+            and set(census.class_names) <= set(setup.class_names)
+        )
 
     def _replace(self, grid: BoundedGrid, site: str, node: int) -> None:
         old = self.nodes[site]

@@ -103,6 +103,7 @@ class Finished:
         server_spent: shots and jobs of scoring on the server's own rows.
         stop: why the run ended before its last round, or None.
         past: the ledger's lines of the rounds before an interruption.
+        joined: sites that came after the census.
         resumed_after: closed rounds after which the run went on.
     """
 
@@ -119,6 +120,7 @@ class Finished:
     server_spent: Spent = NOTHING
     stop: Stop | None = None
     past: tuple[Json, ...] = ()
+    joined: tuple[str, ...] = ()
     resumed_after: tuple[int, ...] = ()
 
 
@@ -138,6 +140,9 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
     preflight(config)  # before a model is loaded
     bounded = BoundedGrid(grid)
     language = open_language(config, book.run_id, book.note, None if resumed is None else resumed.language)
+    awaited = max(1, config.server.sites)
+    if (there := len(list(bounded.get_node_ids()))) < awaited:
+        book.note(f"{there} of {awaited} sites are there: waiting, {config.server.wait:.0f} s at most (server.wait)")
     opened = open_session(bounded, config, language, resumed)
     book.begin(opened)
     for note in privacy_notes(config, {site: one.rows["train"] for site, one in opened.roll.answers.items()}):
@@ -160,7 +165,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
         spent, seconds = before.server_spent + strategy.scoring, before.seconds + time.monotonic() - started
         book.checkpoint(replace(strategy.progress(state), seconds=seconds, server_spent=spent))
 
-    strategy.settle, strategy.record = settle, book.record
+    strategy.settle, strategy.record, strategy.note = settle, book.record, book.note
     strategy.go_on(before)
     settle(before.state)
     start, deadline, count = before.state, config.server.deadline, config.server.rounds
@@ -188,6 +193,7 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
         server_spent=before.server_spent + spent + strategy.scoring,
         stop=strategy.stop,
         past=past,
+        joined=strategy.joined,
         resumed_after=() if resumed is None else resumed.after,
     )
 

@@ -75,6 +75,8 @@ class QNNStrategy(Strategy):
         self._plan: RoundPlan | None = None
         self._to_score: frozenset[str] | None = None
         self._started = 0.0
+        self.note: Callable[[str], None] = lambda text: None
+        """Told what a round waits for."""
         self.record: Callable[[Decision], None] = lambda decision: None
         """Called with a decision before anybody is told of it."""
         self.settle: Callable[[GlobalState], None] = lambda state: None
@@ -85,6 +87,11 @@ class QNNStrategy(Strategy):
         self.evaluation_failures: dict[str, str] = {}
         self.evaluation_bytes = (0, 0)
         """Bytes up and down of the last exchange."""
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Sites that came after the census, sorted."""
+        return tuple(sorted(self._tasks.roster.joined))
 
     @property
     def scoring(self) -> Spent:
@@ -99,7 +106,7 @@ class QNNStrategy(Strategy):
         """
         given, held = self._tasks.memory()
         informed = tuple(self._tasks.post.has_setup)
-        return Progress(state, self._terms.censuses, given, held, stop=self.stop, informed=informed)
+        return Progress(state, self._tasks.roster.censuses, given, held, stop=self.stop, informed=informed)
 
     def go_on(self, before: Progress) -> None:
         """Start after a round that was closed, and with the tasks that were open then."""
@@ -162,6 +169,7 @@ class QNNStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One fresh task for each site of the plan, and lost ones again; sites with an open task get no second one."""
+        self._tasks.wait_for_sites(grid, self.note)
         sent, free = self._begin(server_round, arrays, grid)
         if self._decider is None:
             self._plan = plan_round(self._terms.config, server_round, sorted(free), self._terms.budget)
@@ -222,6 +230,7 @@ class QNNStrategy(Strategy):
             late=late,
             entered=tuple((one.report.site, one.report.server_round, one.factor) for one in due) if enough else (),
             language=language,
+            joined=self._tasks.roster.new(),
             updates=combined.stats,
         )
         reward = None if self._decider is None else self._decider.close_round(summary)
@@ -275,7 +284,7 @@ class QNNStrategy(Strategy):
             self._tasks.give_up(site)
         if self._to_score is None:
             self._sent, post.bytes_down = self.state_of(arrays, server_round), 0
-            self._to_score = frozenset(self._terms.roster) - set(self.evaluation_failures)
+            self._to_score = frozenset(self._tasks.roster.nodes) - set(self.evaluation_failures)
             if "federated" not in (data.validation, data.test):
                 self._to_score = frozenset()
             self.evaluation_failures |= dict.fromkeys(sorted(self._to_score - there), "not connected")

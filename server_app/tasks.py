@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.types import GlobalState, RoundPlan
 from server_app.claims import Claims
 from server_app.grid import NOT_TAKEN, BoundedGrid
@@ -30,9 +32,9 @@ class Tasks:
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
-        self.roster = Roster(terms.config, terms.roster, terms.censuses)
+        self.roster = Roster(terms.config, terms.roster, terms.censuses, terms.setup)
         self.post = Post(terms, self.roster)
-        check = Claims(terms.config, terms.fingerprint, terms.censuses, terms.budget).check
+        check = Claims(terms.config, terms.fingerprint, self.roster.censuses, terms.budget).check
         classes, staleness = len(terms.setup.class_names), terms.config.server.staleness
         self.open = Outstanding(self.roster.sites, classes, staleness, check)
         self.working: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class Tasks:
         self._grid: BoundedGrid | None = None
         self._absent: dict[str, str] = {}
         self._again: frozenset[str] = frozenset()
+        self._enough = len(self.roster.nodes)  # sites without which a round waits, where that is less than a quorum
 
     def memory(self) -> tuple[dict[str, Given], tuple[Held, ...]]:
         """Open tasks, `until` counted from now, and late replies that wait for the next average."""
@@ -77,11 +80,41 @@ class Tasks:
         connected = set(grid.get_node_ids())
         return {site for site, node in self.roster.nodes.items() if node in connected}
 
+    def wait_for_sites(self, grid: Grid, note: Callable[[str], None]) -> None:
+        """Return once a quorum of the run's sites is there, or after `server.wait` where any is; then with those.
+
+        Nobody is waited for again in later rounds, unless fewer are there than then.
+
+        Args:
+            grid: the nodes.
+            note: is told before it waits.
+
+        Raises:
+            FederationError: nobody came.
+        """
+        server = self._terms.config.server
+        there = self.connect(grid)
+        sites = len(self.roster.nodes)
+        needed = max(1, math.ceil(server.quorum * sites))
+        if len(there) >= min(needed, self._enough) or not isinstance(grid, BoundedGrid):
+            return
+        note(
+            f"{len(there)} of {sites} sites are there, {needed} make a quorum (server.quorum): waiting for others, "
+            f"{server.wait:.0f} s at most (server.wait)"
+        )
+        grid.wait_until(lambda: len(self.connect(grid)) >= needed, server.wait)
+        self._enough = len(self.connect(grid))
+        if not self._enough:
+            raise FederationError(
+                f"waited {server.wait:.0f} s (server.wait), none of the {sites} sites is there; start the SuperNodes, "
+                "then go on with server.resume=<run folder>"
+            )
+
     def begin(self, grid: Grid) -> set[str]:
         """A round begins; the sites that are there and free."""
         self.post.bytes_down = 0
         there = self.connect(grid)
-        self._absent = {site: "not connected" for site in self._terms.roster if site not in there}
+        self._absent = {site: "not connected" for site in self.roster.nodes if site not in there}
         for site, task in self.lost.items():
             which = f"task of round {task.server_round}"
             if self._now() >= task.until:
@@ -126,7 +159,7 @@ class Tasks:
     def scoring_ttl(self, site: str) -> float:
         """Seconds that a site may take for the scores of the final model."""
         server = self._terms.config.server
-        return max(server.deadline, server.patience) if site in self._terms.paying else server.deadline
+        return max(server.deadline, server.patience) if site in self.roster.paying else server.deadline
 
     def wait_for_lost(self, grid: Grid) -> None:
         """Return once the sites with a lost task are there, or after `server.wait`."""
@@ -191,11 +224,11 @@ class Tasks:
 
     def _keeps(self, site: str) -> bool:
         """Are this site's lost tasks sent again?"""
-        return site in self._terms.paying and self._terms.config.server.late == "weighted"
+        return site in self.roster.paying and self._terms.config.server.late == "weighted"
 
     def lost_scores(self, site: str) -> bool:
         """Were scores that a site may have paid for lost with its client?"""
-        return site in self._terms.paying and self._error(site, CLIENT_LOST)
+        return site in self.roster.paying and self._error(site, CLIENT_LOST)
 
     def _error(self, site: str, codes: Container[int]) -> bool:
         """Did the latest exchange bring one of these errors for a site?"""

@@ -286,6 +286,8 @@ class RoundSummary:
     round below quorum enters the next average; with `server.late = dropped` none does."""
     language: LanguageRound | None = None
     """Where the adapter was trained in this round."""
+    joined: tuple[str, ...] = ()
+    """Sites that were not there at the census and have a part in the run from this round on."""
     updates: Mapping[str, UpdateStats] = field(default_factory=dict)
     """Site -> what its update was like, of those that entered the aggregation or were passed over by it."""
 
