@@ -18,6 +18,7 @@ LANGUAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_recorded_federation_is_replayed_with_its_own_losses(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
