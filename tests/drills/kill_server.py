@@ -3,7 +3,7 @@
     python tests/drills/kill_server.py
     python tests/drills/kill_server.py --seed 3
 
-A SuperLink with a database and three SuperNodes on this machine, each with its own rows. At a random moment the
+A SuperLink with a database and two SuperNodes on this machine, each with its own rows. At a random moment the
 ServerApp's process is ended by SIGKILL, and `flwr run` with `server.resume` goes on. At another one the SuperLink goes
 with it; it is started again at its port, the nodes come back by themselves, and the run goes on once more. The final
 weights must be those of the same sites in one process that nobody interrupts, bit for bit.
@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 from rich.console import Console
 
-from llm_qfl.cli.deploy_check import SITES, bounded, start_supernode, to_toml, write_site_files
+from llm_qfl.cli.deploy_check import bounded, start_supernode, to_toml, write_site_files
 from llm_qfl.cli.flower import (
     START_SECONDS,
     command_environment,
@@ -45,12 +45,13 @@ from llm_qfl.federation.errors import FederationError, RunFolderError
 from server_app.checkpoint import read_checkpoint
 from simulation.run import run_federation
 
+SITES = ("alpha", "beta")
 SERVER_APP, EVERYTHING = "ServerApp", "SuperLink and ServerApp"
 SPREAD = 6.0  # seconds after a checkpoint, within which the kill falls: a round of real nodes takes about five
 CONFIG: Mapping[str, Scalar] = {
     "server.sites": len(SITES),
     "server.rounds": 5,
-    "server.deadline": 120.0,
+    "server.deadline": 240.0,
     "language.model": "none",
     "data.test": "federated",
     "quantum.qubits": 2,
@@ -166,8 +167,8 @@ def drill(scratch: Path, seed: int) -> tuple[Path, list[Kill]]:
     with Drill(new_log_folder(home), environment(home, project), project) as processes, Screen(Console()):
         link = start_link(processes, port, scratch / "superlink.db")
         write_connection(processes.logs, f"127.0.0.1:{port}")
-        for site, path in files.items():
-            node = {"site": site, "data-path": str(path), "folder": str(scratch / site)}
+        for site in SITES:
+            node = {"site": site, "data-path": str(files[site]), "folder": str(scratch / site)}
             start_supernode(processes, f"127.0.0.1:{port}", node)
         app = stage_app(project, processes.logs)
         life = Life(processes, app, config, 0)
