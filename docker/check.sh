@@ -45,7 +45,9 @@ reach() { "${python[@]}" - "$1" "${2:-GET}" <<'P'
 import ssl, sys, urllib.error, urllib.request
 opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile="/pki/ca.crt")))
 try:
-    print(opener.open(urllib.request.Request(sys.argv[1], method=sys.argv[2], data=b"" if sys.argv[2] == "POST" else None), timeout=10).status)
+    request = urllib.request.Request(sys.argv[1], method=sys.argv[2], headers={"Content-Type": "application/protobuf"})
+    request.data = b"" if sys.argv[2] == "POST" else None
+    print(opener.open(request, timeout=10).status)
 except urllib.error.HTTPError as error:
     print(error.code)
 except OSError as error:
