@@ -23,8 +23,8 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 DELTA = 1e-5
 EPSILONS = (1.0, 3.0, 8.0)
-# Few steps over all rows, larger ones: each costs privacy. The best of four settings by test accuracy on breast-cancer at
-# epsilon 3, on seeds that are not in the table (100, 101); what that choice tells of rows is in no epsilon.
+# Few steps over all rows, larger ones: each costs privacy. The best of four settings by test accuracy on breast-cancer
+# at epsilon 3, on seeds that are not in the table (100, 101); what that choice tells of rows is in no epsilon.
 PRIVATE: dict[str, Scalar] = {
     "language.model": "none",
     "data.partitioner": "iid",
