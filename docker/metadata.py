@@ -1,4 +1,4 @@
-"""`python3 metadata.py`: what an installed llm-qfl tells of itself, beside pyproject.toml; `llm-qfl doctor` reads it."""
+"""`python3 metadata.py`: what an installed llm-qfl tells of itself; `llm-qfl doctor` reads it."""
 
 import tomllib
 from pathlib import Path
