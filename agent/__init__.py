@@ -2,3 +2,8 @@
 
 Pure Python and numpy; the language model that scores options is `llm_qfl.language.policy`, imported where it is used.
 """
+
+from pathlib import Path
+
+SHIPPED = Path(__file__).parent / "policy.json"
+"""The trained policy of this release; it travels in the app, so it lies beside this package wherever that is unpacked."""

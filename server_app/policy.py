@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from agent import SHIPPED
 from agent.actions import SIZES
 from agent.budgets import StepCost
 from agent.choice import Scorer
@@ -79,8 +80,7 @@ def load_policy(
         return None, "agent.policy is none" if language is not None else "the run has no language model", {}
     from llm_qfl.language.policy_file import read_policy
 
-    root = project_folder()
-    path = root / "agent" / "policy.json" if name == EMBEDDED_POLICY else root / Path(name).expanduser()
+    path = SHIPPED if name == EMBEDDED_POLICY else project_folder() / Path(name).expanduser()
     try:
         file = read_policy(path, SIZES)
         server = language.server

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agent import SHIPPED
 from agent.actions import FIELDS, SIZES
 from agent.shield import allowed_of
 from llm_qfl.federation.errors import FederationError
-from llm_qfl.federation.settings import default_folder, project_folder
+from llm_qfl.federation.settings import default_folder
 
 if TYPE_CHECKING:
     from llm_qfl.language.policy import PolicyModel
@@ -40,7 +41,7 @@ def open_policy(path: Path | None) -> tuple[PolicyFile, PolicyModel]:
     from llm_qfl.language.models import load_base
     from llm_qfl.language.policy_file import read_policy
 
-    file = read_policy(path or project_folder() / "agent" / "policy.json", SIZES)
+    file = read_policy(path or SHIPPED, SIZES)
     return file, file.load(load_base(file.base_name, models()))
 
 

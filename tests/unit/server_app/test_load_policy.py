@@ -1,9 +1,11 @@
 """The run's policy: where it cannot be had, why not, and the run goes on with the rule."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import agent
 from agent.shield import everything
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import LanguageError
@@ -47,6 +49,19 @@ def test_a_policy_that_is_not_there_is_a_reason(name, session, reason):
     assert scorer is None
     assert reason in why
     assert ranges == {}
+
+
+def test_the_shipped_policy_is_looked_for_beside_the_package(monkeypatch):
+    """A server app runs from where Flower unpacked it, not from the project's folder."""
+    asked = []
+
+    def read(path, sizes):
+        asked.append(path)
+        raise LanguageError("not there")
+
+    monkeypatch.setattr(policy_file, "read_policy", read)
+    assert load_policy(config("embedded"), SESSION)[1] == "not there"
+    assert asked == [Path(agent.__file__).parent / "policy.json"]
 
 
 def test_the_first_pass_counts_as_loading(monkeypatch):
