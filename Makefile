@@ -33,7 +33,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 run:
-	$(INSTALL) server aer language
+	$(INSTALL) server aer language privacy
 	@$(BIN)/python -m llm_qfl.cli.launch --sites "$$SITES" --config "$$CONFIG"
 
 lint:
@@ -64,6 +64,7 @@ drills:
 	$(BIN)/python tests/drills/kill_ibm.py --kills $(KILLS)
 	$(BIN)/python tests/drills/kill_flower.py
 	$(BIN)/python tests/drills/kill_flower.py --node
+	$(BIN)/python tests/drills/kill_server.py
 
 deploy-check:
 	$(INSTALL) server language

@@ -6,4 +6,4 @@ Pure Python and numpy; the language model that scores options is `llm_qfl.langua
 from pathlib import Path
 
 SHIPPED = Path(__file__).parent / "policy.json"
-"""The trained policy of this release; it travels in the app, so it lies beside this package wherever that is unpacked."""
+"""The trained policy of this release: it travels in the app and lies beside this package wherever that is unpacked."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOCKS = PROJECT / "docker" / "locks"
-EXTRAS = ("server", "client", "aer", "ibm", "language")
+EXTRAS = ("server", "client", "aer", "ibm", "language", "privacy")
 # What the images do without: an installer (flwr lists it for installing packages at run time, which is switched off),
 # and PyTorch, which has locks of its own.
 EXCLUDED = ("uv", "torch")
