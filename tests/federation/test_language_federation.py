@@ -184,9 +184,9 @@ def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkey
     if reason != "switched off":
         original = site_side.why_not
 
-        def one_only(config, settings, offer):
+        def one_only(config, settings, offer, rows):
             if settings.partition_id != 1:
-                return original(config, settings, offer)
+                return original(config, settings, offer, rows)
             with monkeypatch.context() as patch:
                 if reason == "no room":
                     patch.setattr("llm_qfl.language.room.available_memory", lambda: 10**6)
@@ -194,7 +194,7 @@ def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkey
                     patch.setattr(site_side, "version", lambda name: "0.0.1")
                 else:
                     patch.setattr(site_side, "find_spec", lambda name: None)
-                return original(config, settings, offer)
+                return original(config, settings, offer, rows)
 
         monkeypatch.setattr(site_side, "why_not", one_only)
     run = federate(tmp_path, each=each)

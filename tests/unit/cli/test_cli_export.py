@@ -284,5 +284,5 @@ def test_what_predict_needs_of_the_run(folder, data, tmp_path):
     refused("missing columns: tweet", "predict", folder, tmp_path / "other.csv", "--with", "language")
     (tmp_path / "empty.csv").write_text("tweet,id\n,1\n")
     refused("1 empty texts in column 'tweet'", "predict", folder, tmp_path / "empty.csv", "--with", "language")
-    refused("no circuit.qpy", "predict", folder, data)
+    refused("cannot be read as a model", "predict", folder, data)
     assert run(*with_language).exit_code == 0

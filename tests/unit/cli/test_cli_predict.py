@@ -112,3 +112,9 @@ def test_sequences(tmp_path):
     probabilities, names = predict_rows(folder, source)
     right = [names[i] == row[1] for i, row in zip(probabilities.argmax(axis=1), rows, strict=True)]
     assert np.mean(right) > 0.9
+
+
+def test_a_base_model_goes_with_language_alone(run_and_model, data):
+    result = run(run_and_model, data, "--base", "tiny-6")
+    assert result.exit_code == 2
+    assert "--base names a language model" in result.output

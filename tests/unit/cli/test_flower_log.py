@@ -68,7 +68,7 @@ print(sorted(hosts))
 
 def test_the_app_is_staged_under_a_name_that_flower_takes(tmp_path):
     project = tmp_path / "llm_qfl.main"
-    for package in ("llm_qfl", "client_app", "server_app", ".venv", "data"):
+    for package in ("llm_qfl", "client_app", "server_app", "agent", ".venv", "data"):
         (project / package / "__pycache__").mkdir(parents=True)
         (project / package / "app.py").write_text("")
     for name in ("pyproject.toml", "LICENSE", "README.md"):
@@ -76,7 +76,12 @@ def test_the_app_is_staged_under_a_name_that_flower_takes(tmp_path):
     copy = stage_app(project, tmp_path)
     assert copy.name == "llm-qfl"
     assert sorted(str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()) == sorted(
-        ["LICENSE", "README.md", "client_app/app.py", "llm_qfl/app.py", "pyproject.toml", "server_app/app.py"]
+        [
+            "LICENSE",
+            "README.md",
+            *(f"{name}/app.py" for name in ("agent", "client_app", "llm_qfl", "server_app")),
+            "pyproject.toml",
+        ]
     )
 
 
