@@ -56,7 +56,7 @@ def clipped(gradients: Array, clip: float) -> Array:
     if not np.isfinite(gradients).all():
         raise DataError("training: a row's gradient is not finite; nothing was sent")
     lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
-    return np.asarray(gradients * np.minimum(1.0, clip / np.maximum(lengths, np.finfo(float).tiny)))
+    return np.asarray(gradients * (clip / np.maximum(lengths, clip)))
 
 
 def noisy_gradient(gradients: Array, privacy: RowPrivacy, rows: int, noise: SecretNoise) -> Array:

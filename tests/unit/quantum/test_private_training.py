@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -31,6 +31,7 @@ def rows():
 
 
 @given(hnp.arrays(np.float64, (5, 4), elements=st.floats(-1e6, 1e6)), st.floats(0.01, 10))
+@example(np.zeros((5, 4)), 4.0)  # no length to divide by
 def test_no_row_counts_more_than_the_clip(gradients, clip):
     result = clipped(gradients, clip)
     lengths = np.linalg.norm(gradients, axis=1)
