@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +180,14 @@ def _round_line(rng, number, rounds, sites, rejected, accept, validation):
 def run_folder():
     """Writes a made-up run folder: `run_folder(path, sites=4, ...)`."""
     return make_run
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Two that wait for a busy core are a hundred times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -74,15 +75,31 @@ def read_arrays(content: RecordDict) -> dict[str, Array]:
 
 def read_array(key: str, value: FlowerArray) -> Array:
     """One array: float64 and finite, or a RecordError."""
+    return np.asarray(read_checked("arrays", key, value, (np.float64,), "float64"), np.float64)
+
+
+def read_checked(name: str, key: str, value: FlowerArray, kinds: Sequence[type[Any]], said: str) -> NDArray[Any]:
+    """One array of a record, finite and of one of these kinds.
+
+    Args:
+        name: the record's.
+        key: the array's.
+        value: as it came.
+        kinds: numpy's scalar types that are taken.
+        said: these in words.
+
+    Raises:
+        RecordError: it is not.
+    """
     try:
         array = read_numpy(value)
     except Exception as error:  # bytes of a stranger: numpy's reader fails in many ways
-        raise RecordError(f"arrays: {key} cannot be read ({type(error).__name__})") from error
-    if array.dtype != np.float64:
-        raise RecordError(f"arrays: {key} expected float64, got {array.dtype}")
+        raise RecordError(f"{name}: {key} cannot be read ({type(error).__name__})") from error
+    if array.dtype not in kinds:
+        raise RecordError(f"{name}: {key} expected {said}, got {array.dtype}")
     if not np.isfinite(array).all():
-        raise RecordError(f"arrays: {key} holds {int((~np.isfinite(array)).sum())} values that are not finite")
-    return np.asarray(array, np.float64)
+        raise RecordError(f"{name}: {key} holds {int((~np.isfinite(array)).sum())} values that are not finite")
+    return array
 
 
 def read_numpy(value: FlowerArray) -> NDArray[Any]:

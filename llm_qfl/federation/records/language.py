@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from llm_qfl.federation.errors import RecordError
 from llm_qfl.federation.records.fields import (
+    read_checked,
     read_config,
     read_float,
     read_int,
     read_metrics,
-    read_numpy,
     read_scores,
     read_string,
     read_strings,
@@ -300,18 +300,8 @@ def read_language_arrays(content: RecordDict) -> dict[str, NDArray[Any]]:
     record = content.get(ARRAYS)
     if not isinstance(record, ArrayRecord):
         raise RecordError(f"{ARRAYS}: expected an ArrayRecord, got {type(record).__name__}")
-    found: dict[str, NDArray[Any]] = {}
-    for key, value in record.items():
-        try:
-            array = read_numpy(value)
-        except Exception as error:  # bytes of a stranger: numpy's reader fails in many ways
-            raise RecordError(f"{ARRAYS}: {key} cannot be read ({type(error).__name__})") from error
-        if array.dtype not in _KINDS:
-            raise RecordError(f"{ARRAYS}: {key} expected float32, float16 or int8, got {array.dtype}")
-        if not np.isfinite(array).all():
-            raise RecordError(f"{ARRAYS}: {key} holds {int((~np.isfinite(array)).sum())} values that are not finite")
-        found[key] = array
-    return found
+    said = "float32, float16 or int8"
+    return {key: read_checked(ARRAYS, key, value, _KINDS, said) for key, value in record.items()}
 
 
 def language_bytes(content: RecordDict) -> int:

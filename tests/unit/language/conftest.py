@@ -1,10 +1,9 @@
 """Tiny models: one torch thread (two that wait for a busy core are a hundred times slower), seeded rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.language.batches import TokenRows
@@ -14,12 +13,9 @@ from llm_qfl.language.models import load_base
 from llm_qfl.language.server import ServerLanguage
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(one_torch_thread: None) -> None:
+    """In every module here."""
 
 
 def random_rows(seed: int, rows: int, *, low: int = 6, high: int = 20, prompt: int = 3) -> TokenRows:

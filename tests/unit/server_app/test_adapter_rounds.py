@@ -1,11 +1,10 @@
 """Rounds of the adapter on the server: unequal sites, several rounds, and the end, with what sites answer made up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.text import TextPlan
@@ -30,12 +29,7 @@ CONFIG: dict[str, object] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """Scores of the server's rows along each route, against words scored one by one and a prior found by bisection."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import torch
 from scipy.optimize import brentq
 from scipy.special import expit
 
@@ -26,12 +23,7 @@ ROWS = {
 PUBLIC = ("an apple", "trains", "the house on the hill", "x y z", "water")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
