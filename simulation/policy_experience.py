@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from agent.actions import FIELDS, SIZES, Clients, Lambda, Select
+from agent.actions import FIELDS, SIZES, Clients, Lambda, Select, Shots
 from agent.prices import Prices, cost_to_target
 from agent.shield import allowed_of
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
 from llm_qfl.federation.types import Array
 from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, Constant, First, Setting, Uniform, scored, static
-from simulation.policy_states import prices_of, read_state, repriced
+from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import stand_in
 from simulation.policy_world import Case, Played, World, open_world
@@ -266,13 +266,13 @@ def _priced_lessons(
     chosen += [astray[int(n)] for n in random.permutation(len(astray))[:1]]
     found = []
     for text, masked in chosen:
-        allowed = allowed_of(masked)
+        state = elsewhere(repriced(read_state(text), _shares(line, prices)), random)
+        allowed = allowed_of(masked) | ({"shots": (True,) * len(Shots)} if samples(state) else {})
         targets = {}
         for name, flags in allowed.items():
             target = wanted[name] * np.array(flags)
             if sum(flags) > 1 and target.sum() > 0:
                 targets[name] = target / target.sum()
-        state = repriced(read_state(text), _shares(line, prices))
         found.append(Lesson(state.text(), allowed, targets, line["number"]))
     return found
 

@@ -55,7 +55,7 @@ class Recipe:
 
     model: str = "smollm2-135m"
     federations: int = 200
-    prices: int = 4
+    prices: int = 8
     states: int = 2
     epochs: int = 6
     learning_rate: float = 1e-3

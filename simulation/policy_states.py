@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from agent.prices import Prices
 from agent.state import CLIENT, HEADER, TENTHS, State, bucket
 from llm_qfl.federation.errors import FederationError
 
 PRICES = HEADER.index("circuits")
+LEFT, NOISE, QUEUE = (HEADER.index(name) for name in ("left", "noise", "queue"))
+EXACT, QPU = 1, 4  # buckets of noise
 
 
 def read_state(text: str) -> State:
@@ -36,6 +40,30 @@ def repriced(state: State, shares: tuple[float, float, float]) -> State:
     header = list(state.header)
     header[PRICES : PRICES + 3] = [bucket(share, TENTHS) for share in shares]
     return replace(state, header=tuple(header))
+
+
+def elsewhere(state: State, random: np.random.Generator) -> State:
+    """The state as another backend or a run budget would show it, half of the time.
+
+    Experience is of exact backends without a run budget. What it does not vary is drawn here, so that a policy learns
+    to ignore it: it knows nothing of noise and queues, and what a budget forbids is the shield's to mask.
+
+    Args:
+        state: as it was seen.
+        random: generator.
+    """
+    if random.random() < 0.5:
+        return state
+    header = list(state.header)
+    header[NOISE] = int(random.integers(EXACT, QPU + 1))
+    header[QUEUE] = int(random.integers(1, 5)) if header[NOISE] == QPU else 0
+    header[LEFT] = int(random.integers(1, len(TENTHS) + 2))
+    return replace(state, header=tuple(header))
+
+
+def samples(state: State) -> bool:
+    """Does a backend of this state's run sample?"""
+    return state.header[NOISE] > EXACT
 
 
 def prices_of(shares: tuple[float, float, float], circuits: float, transferred: float) -> Prices:

@@ -26,7 +26,7 @@ from simulation.policy_arms import (
     scored,
     static,
 )
-from simulation.policy_states import prices_of, read_state, repriced
+from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import Recording, check_recording, read_recording, stand_in
 from simulation.policy_world import Case, Played, open_world
@@ -157,6 +157,20 @@ def test_states_come_back_and_take_other_prices(world):
         read_state("loss 3")
 
 
+def test_noise_queue_and_budget_are_drawn_where_experience_holds_them_still(world):
+    state = world.play(scored(Constant({}), PRICES, agent=TRUSTED)).decisions[2].state
+    random = np.random.default_rng(0)
+    found = [elsewhere(state, random) for _ in range(200)]
+    changed = {n for one in found for n, (a, b) in enumerate(zip(state.header, one.header, strict=True)) if a != b}
+    assert changed <= {2, 15, 16}  # left, noise, queue
+    assert all(one.clients == state.clients for one in found)
+    assert {one.header[15] for one in found} == {1, 2, 3, 4}
+    assert {one.header[2] for one in found} == set(range(1, 10))
+    assert all((one.header[16] > 0) <= (one.header[15] == 4) for one in found)
+    assert 60 < sum(one == state for one in found) < 140
+    assert [samples(one) for one in found] == [one.header[15] != 1 for one in found]
+
+
 def test_prices_divide_a_round_of_the_plan():
     prices = prices_of((0.5, 0.3, 0.2), 2000, 400)
     assert prices.cost(2000, 1, 400) == pytest.approx(1.0)
@@ -196,6 +210,9 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
         for name, target in one.wanted.items():
             assert target.sum() == pytest.approx(1)
             assert not target[~np.array(one.allowed[name])].any()
+    sampling = [one for one in xp.lessons([line], 0, prices=20, states=2) if samples(read_state(one.text))]
+    assert sampling
+    assert all(one.wanted["shots"].tolist() == [0, 0, 0, 1] for one in sampling)  # as configured
     json.dumps(line)
 
 
