@@ -23,9 +23,9 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = RunConfig.from_run_config(context.run_config)
     from llm_qfl.federation.settings import project_folder
-    from server_app.book import FolderBook, failure_json
+    from server_app.book import FolderBook
     from server_app.display import make_display
-    from server_app.ledger import Ledger, read_lines
+    from server_app.ledger import Ledger
     from server_app.report import write_report
     from server_app.resume import read_run, resume_folder
     from server_app.session import run_session
@@ -41,8 +41,7 @@ def main(grid: Grid, context: Context) -> None:
             finished = run_session(grid, config, book, resumed)
         except Exception as error:
             reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
-            rounds = len(read_lines(ledger.folder)) if (ledger.folder / "rounds.jsonl").exists() else 0
-            ledger.write_json("summary.json", failure_json(ledger.run_id, config, reason, rounds))
+            book.fail(config, reason)
             write_report(ledger.folder)
             display.fail(reason)
             raise

@@ -19,7 +19,8 @@ from server_app.display import Display
 from server_app.language import LanguageSession
 from server_app.language_end import save as save_language
 from server_app.language_json import about_json, card_lines, language_json
-from server_app.ledger import Json, Ledger, round_line, scores_json
+from server_app.ledger import Json, Ledger, read_lines, round_line, scores_json
+from server_app.metrics import RunMetrics
 from server_app.privacy import privacy_json
 from server_app.progress import Progress
 from server_app.resume import begin_again, opened_document, past_adapter_rounds, past_spent, resumed_json
@@ -40,6 +41,7 @@ class FolderBook:
         self._ledger, self._display, self.run_id = ledger, display, ledger.run_id
         self._language: LanguageSession | None = None
         self._decider: Decider | None = None
+        self._metrics: RunMetrics | None = None
         self._adapter_changed = False
 
     def note(self, text: str) -> None:
@@ -59,6 +61,7 @@ class FolderBook:
         document = opened_document(opened.config, opened.setup, opened.fingerprint, opened.roll, opened.resumed)
         self._ledger.checkpoint.document("opened", document, number)
         self._ledger.write_json("config.json", about)
+        self._metrics = _metrics(self.run_id, opened, len(about["sites"]))
         self._display.start(opened.config, about["sites"])
 
     def close_round(self, summary: RoundSummary, state: GlobalState) -> None:
@@ -69,6 +72,8 @@ class FolderBook:
         if summary.language is not None and summary.language.sites:
             self._adapter_changed = True  # else it was scored at most
         self._ledger.append_round(line)
+        if self._metrics is not None:
+            self._metrics.close_round(line)
         self._display.round(line)
         if self._decider is not None:
             self._display.remark(summary.server_round, losses_in_words(line))
@@ -77,6 +82,8 @@ class FolderBook:
         """A line of `decisions.jsonl`."""
         line = decision_line(decision, reward, reward_round)
         self._ledger.append_line("decisions.jsonl", line)
+        if self._metrics is not None:
+            self._metrics.decided(line)
         if self._decider is not None:
             self._display.remark(decision.server_round, sentence(line, self._decider.setting.cost))
 
@@ -102,6 +109,8 @@ class FolderBook:
                 writer.arrays("adapter", self._language.memory_arrays(), number)
         self._adapter_changed = False
         writer.commit(number)
+        if self._metrics is not None:
+            self._metrics.write(self._ledger.folder)
 
     def finish(self, finished: Finished) -> Json:
         """Write the model folder and `summary.json`; returns the summary."""
@@ -112,7 +121,29 @@ class FolderBook:
             card = card_lines(opened.config, self._ledger.run_id, summary)
             save_language(opened.language, self._ledger.folder, card)
         self._ledger.write_json("summary.json", summary)
+        self._end(opened.config, summary)
         return summary
+
+    def fail(self, config: RunConfig, reason: str) -> None:
+        """The run cannot go on: write `summary.json` with what is known."""
+        folder = self._ledger.folder
+        rounds = len(read_lines(folder)) if (folder / "rounds.jsonl").exists() else 0
+        summary = failure_json(self.run_id, config, reason, rounds)
+        self._ledger.write_json("summary.json", summary)
+        self._end(config, summary)
+
+    def _end(self, config: RunConfig, summary: Json) -> None:
+        metrics = self._metrics or RunMetrics(self.run_id, config, 0)
+        metrics.finish(summary)
+        metrics.write(self._ledger.folder)
+
+
+def _metrics(run: str, opened: Opened, sites: int) -> RunMetrics:
+    """Of a run that begins, or that goes on where it was."""
+    before = opened.resumed
+    if before is None:
+        return RunMetrics(run, opened.config, sites)
+    return RunMetrics(run, opened.config, sites, len(before.after), before.lines, before.decisions)
 
 
 def config_json(run_id: str, opened: Opened) -> Json:
