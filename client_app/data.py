@@ -229,8 +229,8 @@ def site_partition(
 
 def site_texts(
     config: RunConfig, settings: NodeSettings, site: str, setup: Setup, part: str
-) -> tuple[tuple[str, ...], Labels]:
-    """What a site's rows of one part read as, and their classes in the run's order.
+) -> tuple[tuple[str, ...], Labels, tuple[str, ...] | None]:
+    """What a site's rows of one part read as, their classes in the run's order, and answers to instructions.
 
     Raises:
         DataError: the setup has no text form, or one for rows of another kind; labels that it does not know.
@@ -239,8 +239,9 @@ def site_texts(
         raise DataError("text: the setup says nothing of how rows read")
     rows = site_rows(config, settings, site)
     chosen = rows.parts[part]
-    texts = setup.text.row_texts(rows.pool.table, rows.pool.x, chosen)
-    return texts, _label_order(rows.pool.class_names, setup.class_names)[rows.pool.y[chosen]]
+    table = rows.pool.table
+    texts, answers = setup.text.row_texts(table, rows.pool.x, chosen), setup.text.row_answers(table, chosen)
+    return texts, _label_order(rows.pool.class_names, setup.class_names)[rows.pool.y[chosen]], answers
 
 
 def _label_order(site: tuple[str, ...], federation: tuple[str, ...]) -> Labels:

@@ -18,9 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from logging import ERROR
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from flwr.common import log
 
 from client_app.data import site_texts
@@ -32,7 +31,7 @@ from llm_qfl.federation.records import LanguageTask, ModelOffer
 from llm_qfl.federation.seeding import seed_of
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.setup import Setup
-from llm_qfl.federation.types import Array, LanguageAnswer, Scores
+from llm_qfl.federation.types import Array, Labels, LanguageAnswer, Scores
 
 if TYPE_CHECKING:
     from llm_qfl.language.client import ClientLanguage
@@ -282,7 +281,7 @@ class SiteLanguage:
         """Keep what the adapter says of the training rows: the QNN's soft labels until another version comes."""
         from llm_qfl.language.soft_labels import soft_labels
 
-        texts, _ = self._texts(setup, "train")
+        texts, _, _ = self._texts(setup, "train")
         client = self.client
         soft_labels(client.route(), view.prompts(texts), folder=self._held.folder, cache_of=client.cache_of)
 
@@ -321,11 +320,11 @@ class SiteLanguage:
             raise LanguageError("language training: the setup says nothing of how rows read")
         return TaskView.of(setup.text, self._language, self.client.model.tokenizer)
 
-    def _texts(self, setup: Setup, part: str) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.intp]]]:
+    def _texts(self, setup: Setup, part: str) -> tuple[tuple[str, ...], Labels, tuple[str, ...] | None]:
         return site_texts(self._config, self._settings, self._site, setup, part)
 
     def _held_out(self, view: TaskView, setup: Setup, part: str) -> HeldOut:
-        return view.held_out(*self._texts(setup, part), self.client.cache_of)
+        return view.held_out(*self._texts(setup, part), cache_of=self.client.cache_of)
 
 
 def _load(folder: Path, sha256: str, language: LanguageConfig) -> CompressedModel:

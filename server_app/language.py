@@ -288,7 +288,8 @@ class LanguageSession:
             self.exchange.hold(self.sites, self.server.broadcast(emulator=False).first_digest)
         view = self.view = TaskView.of(setup.text, self._language, self.server.base.tokenizer)
         if view.words is None:
-            view.training(("text",), np.zeros(1, np.intp))  # a request that cannot be written is found here
+            answer = None if self.config.data.answer_column == "none" else ("text",)
+            view.training(("text",), np.zeros(1, np.intp), answer)  # a request that cannot be written is found here
         if not self._texts:
             self._texts = self._public_texts(setup.text)
         held = server_texts(self.config, setup)
@@ -328,7 +329,7 @@ def _apart(public: Sequence[str], held: Texts) -> None:
         DataError: where some is.
     """
     known = {" ".join(text.split()) for text in public}
-    for part, (texts, _) in held.items():
+    for part, (texts, _, _) in held.items():
         if both := sum(" ".join(text.split()) in known for text in texts):
             raise DataError(
                 f"language.public: {both} of the server's {len(texts)} {part} rows are public texts, too; name a file "

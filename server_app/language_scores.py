@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PRIOR_PROMPTS = 64
 """Public prompts that a prior is measured on."""
 Own = Mapping[str, Mapping[str, "np.ndarray[Any, Any]"]]
-Texts = Mapping[str, tuple[tuple[str, ...], Labels]]
+Texts = Mapping[str, tuple[tuple[str, ...], Labels, tuple[str, ...] | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +43,14 @@ class RouteScores:
 
 def server_texts(config: RunConfig, setup: Setup) -> Texts:
     """What the server's own validation and test rows read as, with their classes, by part."""
-    found: dict[str, tuple[tuple[str, ...], Labels]] = {}
+    found: dict[str, tuple[tuple[str, ...], Labels, tuple[str, ...] | None]] = {}
     for part in ("validation", "test"):
         held = server_pool(config, setup, part)
         if held is None or setup.text is None:
             continue
         rows, chosen, labels = held
-        found[part] = (setup.text.row_texts(rows.table, rows.x, chosen), labels)
+        texts, answers = setup.text.row_texts(rows.table, rows.x, chosen), setup.text.row_answers(rows.table, chosen)
+        found[part] = (texts, labels, answers)
     return found
 
 

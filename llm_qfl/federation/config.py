@@ -85,6 +85,8 @@ class DataConfig(Section):
     """Column of the labels in a CSV file or hub data set."""
     text_column: str = "text"
     """Column of the text, where the rows are texts."""
+    answer_column: str = "none"
+    """Column of the answers, where `language.task` is `generation` and the texts are instructions."""
     classes: str = "all"
     """`all`, or the labels to keep, comma separated, in the order of the outputs: `0,1`."""
     encoding: Literal["auto", "columns", "kmer", "canonical-kmer", "onehot", "language"] = "auto"
@@ -340,8 +342,12 @@ def _language_problems(config: RunConfig) -> list[str]:
                 "language.quantization: expected none where data.encoding=language (the server's features are those of "
                 f"the whole numbers), got {language.quantization!r}"
             )
-    if language.task == "generation" and language.prompt != "auto" and "{label}" not in language.prompt:
-        problems.append(f"language.prompt: to write texts it needs {{label}}, got {language.prompt!r}")
+    instructed = config.data.answer_column != "none"
+    if instructed and (language.task != "generation" or not language.enabled):
+        problems.append("data.answer-column: answers are learned where language.task=generation, by a language model")
+    needed = "{row}" if instructed else "{label}"
+    if language.task == "generation" and language.prompt != "auto" and needed not in language.prompt:
+        problems.append(f"language.prompt: to write texts it needs {needed}, got {language.prompt!r}")
     url = language.models_url
     if url != "none" and not url.startswith(("http://", "https://")):
         problems.append(f"language.models-url: expected none or an http(s) address, got {url!r}")

@@ -45,9 +45,11 @@ class LanguageConfig(Section):
     preset: Literal["none", "released", "paper"] = "none"
     """Keys of the published code or of the paper; a key that it fixes must be left at its default or agree."""
     task: Literal["classification", "generation"] = "classification"
-    """What is learned: the label word after a row's text, or a row's text after its label word."""
+    """What is learned: the label word after a row's text, or (`generation`) a row's text after its label word, or its
+    answer after its text (`data.answer-column`)."""
     prompt: str = "auto"
-    """Template of the prompt with `{row}` where the row goes; `auto` fits the kind of rows."""
+    """Template of the prompt with `{row}` where the row goes (`{label}` where its text is learned); `auto` fits the
+    kind of rows."""
     label_words: str = "classes"
     """Answers of the classes, comma separated in their order; `classes` takes the labels where every one begins with a
     letter, else letters; `letters` A, B, C."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_qfl.federation.config_language import LanguageConfig
-from llm_qfl.federation.data.prompts import GENERATION, generation, label_words
+from llm_qfl.federation.data.prompts import GENERATION, INSTRUCTION, generation, instructions, label_words
 from llm_qfl.federation.data.sums import FeatureSums
 from llm_qfl.federation.data.text import TextPlan, make_plan
 from llm_qfl.federation.errors import LanguageError
@@ -154,23 +154,38 @@ class TaskView:
             raise LanguageError("language.task: where texts are written there is no question to put a text into")
         return class_rows(self.plan.prompts(texts), self.words, self.tokenizer, limit=self.config.max_tokens)
 
-    def training(self, texts: Sequence[str], labels: Labels) -> TokenRows:
-        """Rows to learn from; classes weigh the same where the configuration says so."""
+    def training(self, texts: Sequence[str], labels: Labels, answers: Sequence[str] | None = None) -> TokenRows:
+        """Rows to learn from; classes weigh the same where the configuration says so.
+
+        Args:
+            texts: the rows.
+            labels: (N,) their classes.
+            answers: to the texts, where they are instructions.
+        """
         if self.words is None:
-            return self._written(texts, labels)
+            return self._written(texts, labels, answers)
         counts = np.bincount(labels, minlength=len(self.words.tokens))
         return self.prompts(texts).answered(labels, class_weights(counts) if self.config.balance else None)
 
-    def held_out(self, texts: Sequence[str], labels: Labels, cache_of: CacheOf | None = None) -> HeldOut:
+    def held_out(
+        self,
+        texts: Sequence[str],
+        labels: Labels,
+        answers: Sequence[str] | None = None,
+        *,
+        cache_of: CacheOf | None = None,
+    ) -> HeldOut:
         """Rows to be scored, again and again.
 
         Args:
             texts: the rows.
             labels: (N,) their classes.
+            answers: to the texts, where they are instructions.
             cache_of: where boundary states lie; in memory by default.
         """
         if self.words is None:
-            return HeldOut(labels, None, self._written(texts, labels), self.tokenizer.eos_token_id, cache_of)
+            written = self._written(texts, labels, answers)
+            return HeldOut(labels, None, written, self.tokenizer.eos_token_id, cache_of)
         return HeldOut(labels, LabelScorer(self.prompts(texts), cache_of=cache_of), None, None, cache_of)
 
     def public(self, texts: Sequence[str]) -> TokenRows:
@@ -185,9 +200,12 @@ class TaskView:
             return plain_rows(texts, self.tokenizer, limit=self.config.max_tokens)
         return self.prompts(texts).with_word(0)
 
-    def _written(self, texts: Sequence[str], labels: Labels) -> TokenRows:
-        template = GENERATION if self.config.prompt == "auto" else self.config.prompt
-        rows = generation(texts, labels, self.plan.words, template)
+    def _written(self, texts: Sequence[str], labels: Labels, answers: Sequence[str] | None) -> TokenRows:
+        template, auto = self.config.prompt, self.config.prompt == "auto"
+        if answers is None:
+            rows = generation(texts, labels, self.plan.words, GENERATION if auto else template)
+        else:
+            rows = instructions(texts, answers, INSTRUCTION if auto else template)
         end = self.tokenizer.eos_token_id is not None
         return answer_rows(rows, self.tokenizer, limit=self.config.max_tokens, end=end, long_answers="cut")
 

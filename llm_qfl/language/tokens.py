@@ -215,7 +215,8 @@ def answer_rows(
         tokenizer: the model's.
         limit: most tokens of a row.
         end: does an answer end with the model's end token? One that was cut does not.
-        long_answers: what becomes of an answer that does not fit beside its prompt.
+        long_answers: what becomes of an answer that does not fit beside its prompt: refused, or cut where half of the
+            row's tokens, or as many as there are, are the prompt's.
 
     Raises:
         LanguageError: an empty answer, one that does not fit, or a model without an end token.
@@ -229,7 +230,9 @@ def answer_rows(
             raise LanguageError(f"row {number}: the answer {row.answer!r} is empty; there is nothing to learn or score")
     if long_answers == "cut":
         shortest = [len(ids) for ids in encode([row.shortened(0) for row in rows], tokenizer)]
-        room = [limit - len(opening(tokenizer)) - max(size, 1) for size in shortest]
+        whole = [len(ids) for ids in encode([row.prompt for row in rows], tokenizer)]
+        kept = [min(size, max(least, limit // 2)) for size, least in zip(whole, shortest, strict=True)]
+        room = [limit - len(opening(tokenizer)) - max(size, 1) for size in kept]
         answers = [ids[: max(most, 1)] for ids, most in zip(answers, room, strict=True)]
     prompts = _prompts(rows, tokenizer, [limit - len(answer) for answer in answers], limit)
     ids = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]

@@ -3,6 +3,7 @@
 Tiny random models: nothing here says how well a model learns, only that the numbers go where they should.
 """
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from client_app.data import site_texts
 from client_app.language import SiteLanguage, why_not
 from llm_qfl.cli.predict import predict_rows
 from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.data.synthetic import write_csv
 from llm_qfl.federation.errors import ConfigError, DataError, LanguageError
 from llm_qfl.federation.records import ModelOffer, language_bytes
 from llm_qfl.federation.seeding import seed_of
@@ -141,7 +143,7 @@ def test_one_federated_round_of_one_site_is_the_same_steps_done_centrally(tmp_pa
     central = LanguageSession(opened.config, "central", tmp_path / "models", lambda _: None)
     central.begin(opened.setup, opened.roll.answers)
     settings = NodeSettings.from_node_config(nodes(tmp_path, 1)[0])
-    texts, labels = site_texts(opened.config, settings, "site-0000", opened.setup, "train")
+    texts, labels, _ = site_texts(opened.config, settings, "site-0000", opened.setup, "train")
     view = TaskView.of(opened.setup.text, central.config.language, central.server.base.tokenizer)
     rows = view.training(texts, labels)
     route, budget = central.server.route("adap-emu"), step_budget(opened.config.language, 0, 2)
@@ -527,6 +529,26 @@ def test_texts_are_written(tmp_path, reviews):
     assert run.summary["language"]["adap_fu_accuracy"] is None
 
 
+def test_answers_to_instructions_are_learned(tmp_path):
+    """A grammar of one word: the answer to `repeat xyz` is `xyz`; only its tokens are scored."""
+    words = ["".join(random) for random in itertools.permutations("abcd", 3)]
+    rows = [[f"repeat {word}", word, "ab"[number % 2]] for number, word in enumerate(words * 3)]
+    path = write_csv(tmp_path / "tasks.csv", ["prompt", "answer", "kind"], rows)
+    keys = {
+        "data.source": f"csv:{path}",
+        "data.text-column": "prompt",
+        "data.answer-column": "answer",
+        "data.label-column": "kind",
+        "data.encoding": "language",
+        "language.dtype": "float32",
+        "language.task": "generation",
+    }
+    run = federate(tmp_path, keys)
+    scores = run.summary["language"]["test"]
+    assert scores["adap-fu"]["plain"]["tokens"] == 4 * run.summary["test_rows"]  # three bytes and the end
+    assert scores["adap-fu"]["plain"]["loss"] < scores["zero-shot"]["plain"]["loss"]
+
+
 @pytest.mark.parametrize(
     ("keys", "error", "text"),
     [
@@ -540,6 +562,13 @@ def test_texts_are_written(tmp_path, reviews):
         ({"language.public": "file:nowhere.txt"}, Exception, "nowhere.txt"),
         ({"data.encoding": "language", "language.dtype": "auto"}, ConfigError, "expected float32"),
         ({"language.task": "generation", "language.prompt": "Write {row}"}, ConfigError, "to write texts it needs"),
+        ({"data.answer-column": "width"}, ConfigError, "answers are learned where language.task=generation"),
+        (
+            {"data.answer-column": "width", "language.task": "generation", "language.prompt": "{label}"},
+            ConfigError,
+            "needs {row}",
+        ),
+        ({"data.answer-column": "width", "language.task": "generation"}, DataError, "answers belong to texts"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_round_starts(tmp_path, monkeypatch, keys, error, text):
@@ -618,7 +647,7 @@ def test_rows_are_the_qnn_s_rows(tmp_path):
         site = f"site-{number:04d}"
         partition = site_partition(opened.config, settings, site, opened.setup, opened.setup.digest())
         for part in ("train", "validation"):
-            texts, labels = site_texts(opened.config, settings, site, opened.setup, part)
+            texts, labels, _ = site_texts(opened.config, settings, site, opened.setup, part)
             np.testing.assert_array_equal(labels, getattr(partition, part).y)
             assert len(texts) == len(labels)
         answer = run.finished.rounds[0].language.answers[site]

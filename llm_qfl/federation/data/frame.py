@@ -29,20 +29,19 @@ def raw_columns(header: Sequence[str], wanted: Wanted) -> tuple[Literal["columns
 
     A sequence column wins over a text column, which wins over numbers; beside either, other columns are not read.
     """
-    apart = (wanted.label_column, wanted.group_column)
-    sequence = [name for name in SEQUENCE_COLUMNS if name in header and name not in apart]
+    sequence = [name for name in SEQUENCE_COLUMNS if name in header and name not in wanted.apart]
     if sequence:
         return "sequence", sequence[:1]
-    if wanted.text_column in header and wanted.text_column not in apart:
+    if wanted.text_column in header and wanted.text_column not in wanted.apart:
         return "text", [wanted.text_column]
-    return "columns", [name for name in header if name not in apart]
+    return "columns", [name for name in header if name not in wanted.apart]
 
 
 def used_columns(header: Sequence[str], wanted: Wanted) -> tuple[list[str], list[str]]:
     """Columns that are read as numbers, and those that are read as they are written.
 
     Raises:
-        DataError: no label column, no partition column, or nothing beside them.
+        DataError: no label, partition or answer column, nothing beside them, or answers to rows that are no texts.
     """
     listed = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
     if wanted.labelled and wanted.label_column not in header:
@@ -50,9 +49,16 @@ def used_columns(header: Sequence[str], wanted: Wanted) -> tuple[list[str], list
     if wanted.group_column is not None and wanted.group_column not in header:
         raise DataError(f"no column {wanted.group_column!r} (data.partition-column) among {listed}")
     kind, raw = raw_columns(header, wanted)
+    if wanted.answer_column is not None and wanted.answer_column not in header:
+        raise DataError(f"no column {wanted.answer_column!r} (data.answer-column) among {listed}")
+    if wanted.answer_column is not None and kind != "text":
+        raise DataError(
+            f"data.answer-column: answers belong to texts, and there is no column {wanted.text_column!r} "
+            f"(data.text-column) of texts among {listed}"
+        )
     if not raw:
         raise DataError("no column beside the label; expected numbers, a sequence or a text column")
-    apart = [name for name in header if name in (wanted.label_column, wanted.group_column)]
+    apart = [name for name in header if name in wanted.apart]
     return (raw, apart) if kind == "columns" else ([], apart + raw)
 
 
@@ -95,7 +101,13 @@ def table_from_columns(
         kept_ones = tuple(sequences[i] for i in kept)
         return Table("sequence", columns, labels, class_names, sequences=kept_ones, groups=groups)
     _refuse_empty(cells, f"{where}: {{}} empty texts in column {columns[0]!r}, the first in data row {{}}")
-    return Table("text", columns, labels, class_names, texts=tuple(cells[i] for i in kept), groups=groups)
+    texts, answers = tuple(cells[i] for i in kept), None
+    if wanted.answer_column is not None:
+        written = strings[wanted.answer_column]
+        empty = f"{where}: {{}} empty answers in column {wanted.answer_column!r}, the first in data row {{}}"
+        _refuse_empty(written, empty)
+        answers = tuple(written[i] for i in kept)
+    return Table("text", columns, labels, class_names, texts=texts, groups=groups, answers=answers)
 
 
 def to_numbers(cells: Sequence[str], name: str, where: str, first_row: int = 1) -> Array:

@@ -76,6 +76,7 @@ def _read(
         role=role,
         expect_columns=columns,
         group_column=group,
+        answer_column=None if data.answer_column == "none" else data.answer_column,
     )
     encoding = resolve_encoding(table.kind, data.encoding)
     x, names = encode(table, encoding, k=data.k)

@@ -16,6 +16,7 @@ from llm_qfl.federation.types import Labels
 
 ROW, LABEL = "{row}", "{label}"
 GENERATION = "Write a {label} text.\n"
+INSTRUCTION = "{row}\n"
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,10 @@ def generation(
     )
 
 
-def instructions(
-    path: Path, *, prompt_column: str = "prompt", answer_column: str = "answer", template: str = "{row}\n"
-) -> tuple[TextRow, ...]:
-    """Plain instruction data: a CSV file with a prompt and an answer in each row.
-
-    Raises:
-        DataError: the file cannot be read, lacks a column, or a row lacks a prompt or an answer.
-    """
-    columns = read_strings(path, (prompt_column, answer_column))
-    return tuple(TextRow.of(new_lines(template), *pair) for pair in zip(*columns, strict=True))
+def instructions(texts: Sequence[str], answers: Sequence[str], template: str = INSTRUCTION) -> tuple[TextRow, ...]:
+    """Plain instruction data: a text is the prompt, in a template, and its answer is learned."""
+    asked = new_lines(template)
+    return tuple(TextRow.of(asked, *pair) for pair in zip(texts, answers, strict=True))
 
 
 def read_strings(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], ...]:

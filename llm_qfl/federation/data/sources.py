@@ -31,7 +31,7 @@ def load_table(
     role: Role = "pool",
     expect_columns: tuple[str, ...] | None = None,
     group_column: str | None = None,
-    labelled: bool = True,
+    answer_column: str | None = None,
 ) -> Table:
     """Read and check a table; what the arguments mean is in `Wanted`.
 
@@ -43,13 +43,13 @@ def load_table(
         role: `pool`, `site` (one file of many) or `fixed` (with the list of classes that the server fixed).
         expect_columns: raw columns that the rows must have.
         group_column: column for the `column` partitioner.
-        labelled: False accepts a table without labels.
+        answer_column: column of what is to be written after a text.
 
     Raises:
         DataError: with file, row, column and what to do.
     """
     names = None if classes is None else tuple(str(name) for name in classes)
-    wanted = Wanted(label_column, text_column, names, role, expect_columns, group_column, labelled)
+    wanted = Wanted(label_column, text_column, names, role, expect_columns, group_column, answer_column=answer_column)
     kind, _, rest = source.partition(":")
     if source in BUILT_IN:
         return _scikit_learn(source, wanted)
@@ -73,6 +73,8 @@ def _scikit_learn(source: str, wanted: Wanted) -> Table:
     names = [str(bunch.target_names[code]) for code in bunch.target]  # type: ignore[attr-defined]
     if wanted.group_column is not None:
         raise DataError(f"{source}: it has no column to deal rows by; choose another data.partitioner")
+    if wanted.answer_column is not None:
+        raise DataError(f"{source}: its rows are numbers, without answers; data.answer-column belongs to texts")
     order = order_columns(columns, wanted.expect_columns, source)
     labels, class_names, kept = code_labels(names, wanted, source)
     values = np.asarray(bunch.data, np.float64)[kept][:, [columns.index(c) for c in order]]  # type: ignore[attr-defined]

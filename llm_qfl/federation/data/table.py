@@ -32,6 +32,7 @@ class Wanted:
         expect_columns: raw columns that the rows must have, in the order wanted; None takes what is there.
         group_column: column for the `column` partitioner; it is no feature.
         labelled: False accepts a table without the label column (prediction): all labels are `UNKNOWN`.
+        answer_column: column of what is to be written after a text, for texts alone.
     """
 
     label_column: str = "label"
@@ -41,6 +42,12 @@ class Wanted:
     expect_columns: tuple[str, ...] | None = None
     group_column: str | None = None
     labelled: bool = True
+    answer_column: str | None = None
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Columns that are no features."""
+        return tuple(name for name in (self.label_column, self.group_column, self.answer_column) if name is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +63,7 @@ class Table:
         sequences: N strings of A, C, G, T and N, upper case.
         texts: N strings.
         groups: N values of the group column, or None.
+        answers: N strings to be written after the texts, or None.
     """
 
     kind: Kind
@@ -66,6 +74,7 @@ class Table:
     sequences: tuple[str, ...] | None = None
     texts: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
+    answers: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,8 +86,8 @@ class Table:
             return None if values is None else tuple(values[i] for i in rows)
 
         values = None if self.values is None else self.values[rows]
-        labels, sequences, texts, groups = self.labels[rows], pick(self.sequences), pick(self.texts), pick(self.groups)
-        return Table(self.kind, self.columns, labels, self.class_names, values, sequences, texts, groups)
+        strings = (pick(found) for found in (self.sequences, self.texts, self.groups, self.answers))
+        return Table(self.kind, self.columns, self.labels[rows], self.class_names, values, *strings)
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -98,6 +98,10 @@ class TextPlan:
             return tuple(kmer_words(found[i], self.k) for i in rows)
         return tuple(" ".join(found[i].split()) for i in rows)
 
+    def row_answers(self, table: Table, rows: Labels) -> tuple[str, ...] | None:
+        """What is to be written after these rows, where they are instructions; else None."""
+        return None if table.answers is None else tuple(" ".join(table.answers[i].split()) for i in rows)
+
     def classification(self, texts: Iterable[str], labels: Iterable[int]) -> tuple[TextRow, ...]:
         """Rows whose answer is the word of their class."""
         answers = [f" {word}" for word in self.words]

@@ -215,7 +215,7 @@ def test_only_the_row_is_shortened():
 def test_instructions_from_a_file(tmp_path):
     path = tmp_path / "tasks.csv.gz"
     path.write_bytes(gzip.compress(b'id,prompt , answer\n1,"Say, hi",hi\n2,Add 1 and 1,2\n'))
-    rows = instructions(path, template="Q: {row}\\nA:")
+    rows = instructions(*read_strings(path, ("prompt", "answer")), template="Q: {row}\\nA:")
     assert [(row.prompt, row.answer) for row in rows] == [("Q: Say, hi\nA:", "hi"), ("Q: Add 1 and 1\nA:", "2")]
     assert rows[0].prompt[rows[0].start : rows[0].stop] == "Say, hi"
 
@@ -235,7 +235,7 @@ def test_bad_instruction_files(tmp_path, content, message):
     path = tmp_path / "tasks.csv"
     path.write_text(content)
     with pytest.raises(DataError, match=message):
-        instructions(path)
+        read_strings(path, ("prompt", "answer"))
 
 
 def test_a_missing_file_is_named(tmp_path):

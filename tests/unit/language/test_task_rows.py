@@ -44,6 +44,28 @@ def test_public_rows_are_the_question_without_an_answer(view_of) -> None:
     assert [row.tolist() for row in written.ids] == [tokens(text) for text in TEXTS[:2]]
 
 
+def test_instructions_are_prompts_and_their_answers_are_learned(view_of) -> None:
+    asked, answers = ("say hi", "add"), ("hi", "2 is it")
+    rows = view_of(task="generation").training(asked, LABELS[:2], answers)
+    end = [BYTES.eos_token_id]
+    expected = [tokens(f"{prompt}\n{answer}") + end for prompt, answer in zip(asked, answers, strict=True)]
+    assert [row.tolist() for row in rows.ids] == expected
+    assert rows.prompt.tolist() == [len(tokens(f"{prompt}\n")) for prompt in asked]
+    held = view_of(task="generation", prompt="Q {row}: ").held_out(asked, LABELS[:2], answers)
+    expected = [tokens(f"Q {prompt}: {answer}") + end for prompt, answer in zip(asked, answers, strict=True)]
+    assert [row.tolist() for row in held.written.ids] == expected
+
+
+def test_a_long_instruction_keeps_half_of_its_tokens_beside_a_long_answer(view_of) -> None:
+    view = view_of(task="generation", prompt="{row}:", max_tokens=20)
+    for prompt, answer in (("p" * 30, "a" * 30), ("p" * 4, "a" * 30), ("p" * 30, "a" * 4)):
+        (row,) = view.training((prompt,), LABELS[:1], (answer,)).ids
+        assert len(row) == 20
+        text = BYTES.decode(row.tolist())
+        assert text.count("p") >= min(len(prompt), 8)
+        assert text.count("a") >= min(len(answer), 8)
+
+
 def test_plain_scores_come_first_and_calibrated_ones_have_the_bias(view_of, make_server, shake) -> None:
     server = make_server()
     shake(server.adapter, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
+from llm_qfl.federation.data.csv_source import read_csv
 from llm_qfl.federation.data.sources import load_table
 from llm_qfl.federation.data.synthetic import (
     gaussian_rows,
@@ -14,7 +15,7 @@ from llm_qfl.federation.data.synthetic import (
     write_markov_csv,
     write_sentiment_csv,
 )
-from llm_qfl.federation.data.table import UNKNOWN, sorted_classes
+from llm_qfl.federation.data.table import UNKNOWN, Wanted, sorted_classes
 from llm_qfl.federation.errors import DataError
 
 
@@ -75,6 +76,27 @@ def test_a_text_may_read_none(tmp_path):
     assert load_table(f"csv:{path}").texts == ("None", "nan, he said")
 
 
+def test_instructions_have_answers(tmp_path):
+    rows = [["Say hi", "hi", "chat", 1], ["Add 1 and 1", "2", "sums", 2], ["Say no", "no", "chat", 3]]
+    path = write_csv(tmp_path / "a.csv", ["prompt", "reply", "kind", "site"], rows)
+    asked = {"label_column": "kind", "text_column": "prompt", "answer_column": "reply"}
+    table = load_table(f"csv:{path}", **asked, group_column="site")
+    assert (table.kind, table.columns) == ("text", ("prompt",))
+    assert table.answers == ("hi", "2", "no")
+    assert table.take(np.array([2, 0])).answers == ("no", "hi")
+    assert load_table(f"csv:{path}", **asked, classes=("sums",), role="site").answers == ("2",)
+    assert load_table(f"csv:{path}", **{**asked, "answer_column": None}).answers is None
+    with pytest.raises(DataError, match=r"no column 'answer' \(data.answer-column\) among prompt, reply"):
+        load_table(f"csv:{path}", **{**asked, "answer_column": "answer"})
+    with pytest.raises(DataError, match=r"no column 'text' \(data.text-column\) of texts"):
+        load_table(f"csv:{path}", **{**asked, "text_column": "text"})
+    with pytest.raises(DataError, match="without answers"):
+        load_table("digits", answer_column="reply")
+    write_csv(path, ["prompt", "reply", "kind"], [["a", "b", 0], ["c", " ", 1]])
+    with pytest.raises(DataError, match="1 empty answers in column 'reply', the first in data row 2"):
+        load_table(f"csv:{path}", **asked)
+
+
 def test_labels_are_words_of_the_file_and_numbers_sort_by_value(tmp_path):
     path = write_csv(tmp_path / "a.csv", ["x", "label"], [[1, "10"], [2, "9"], [3, "b"], [4, "9"]])
     table = load_table(f"csv:{path}")
@@ -107,7 +129,7 @@ def test_none_of_the_classes_is_refused_for_a_site_too(tmp_path):
 
 def test_prediction_needs_no_labels(tmp_path):
     path = write_csv(tmp_path / "a.csv", ["y", "x"], [[1, 2], [3, 4]])
-    table = load_table(f"csv:{path}", labelled=False, classes=("a", "b"), role="fixed", expect_columns=("x", "y"))
+    table = read_csv(path, Wanted(classes=("a", "b"), role="fixed", expect_columns=("x", "y"), labelled=False))
     assert table.labels.tolist() == [UNKNOWN, UNKNOWN]
     assert table.class_names == ("a", "b")
     np.testing.assert_array_equal(table.values, [[2, 1], [4, 3]])  # in the expected order
