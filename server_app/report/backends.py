@@ -31,7 +31,7 @@ def backends(run: Run, most: int) -> Markup | None:
             sums[site][key] += work.get(key) or 0
     if all(name == "exact" for found in names.values() for name in found) and not _total(sums, "shots"):
         return None
-    listed = [str(site["site"]) for site in run.sites[:most]]
+    listed = [str(site["site"]) for site in run.members[:most]]
     if SERVER in sums:  # it scored rows of its own
         listed.append(SERVER)
     rows = [_cells(site, names, sums) for site in listed]

@@ -6,6 +6,7 @@ import math
 
 from markupsafe import Markup
 
+from server_app.report.arrivals import interruptions
 from server_app.report.charts import nice_ticks, svg
 from server_app.report.intervals import difference, wilson
 from server_app.report.markup import (
@@ -33,7 +34,7 @@ def head(run: Run) -> Markup:
     status = str(summary.get("status"))
     dataset = str(summary.get("dataset") or "a run")
     facts = [
-        plural(int(summary.get("clients") or len(run.sites)), "site"),
+        plural(int(summary.get("clients") or len(run.members)), "site"),
         plural(len(run.rounds), "round"),
         f"{run.rows('train'):,} training rows",
         f"seed {summary.get('seed')}",
@@ -46,6 +47,7 @@ def head(run: Run) -> Markup:
         tag("h1", dataset),
         tag("p", tag("span", status, class_=f"status {_word(status)}"), " ", " · ".join(facts), class_="facts"),
         tag("p", f"Stopped: {stop}", class_="stop") if stop and status != "finished" else None,
+        interruptions(run),
         tag("p", "run ", tag("code", str(summary.get("run_id"))), class_="runid"),
     )
 

@@ -51,6 +51,18 @@ GLOSSARY = (
 )  # fmt: skip
 
 
+FILES = (
+    ("summary.json", "what the run came to; the figures of this page"),
+    ("rounds.jsonl", "a line a round: plan, replies, scores, costs"),
+    ("decisions.jsonl", "a line a decision: what was seen, chosen, not allowed"),
+    ("config.json", "configuration, sites, versions"),
+    ("metrics.prom", "the figures as Prometheus reads them, as of the last closed round"),
+    ("model", "circuit, weights and feature map: all that llm-qfl predict needs"),
+    ("adapter", "the language model's adapter, as PEFT reads it"),
+    ("checkpoint", "all that the next round depends on: server.resume goes on from it"),
+)
+
+
 def reproduce(run: Run) -> Markup:
     """The command that repeats the run, and the one that uses the model."""
     command = run.about.get("command")
@@ -105,8 +117,14 @@ def provenance(run: Run) -> Markup:
     return section(
         "Versions and fingerprint",
         tag("div", first, second, class_="two"),
+        _files(run),
         anchor="provenance",
     )
+
+
+def _files(run: Run) -> Markup:
+    there = [(tag("code", name), text) for name, text in FILES if (run.folder / name).exists()]
+    return table(["File", "What it holds"], there, numbers_from=9, caption="Beside this page in the run folder")
 
 
 def glossary(run: Run) -> Markup:

@@ -112,7 +112,7 @@ def legend(lines: Sequence[Line], digits: int = 3) -> Markup:
 
 def _scored(run: Run) -> str:
     if run.federated_validation:
-        partial = any(len(line["clients"]) < len(run.sites) for line in run.rounds)
+        partial = any(len(line["clients"]) < len(run.members) for line in run.rounds)
         some = "; of those that took part and were accepted in the round" if partial else ""
         return (
             "On the sites' own validation rows, summed over the sites" + some + ". A round's replies score the vector "

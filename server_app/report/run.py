@@ -41,6 +41,17 @@ class Run:
         return list(self.about.get("sites") or [])
 
     @cached_property
+    def joined(self) -> Mapping[str, int]:
+        """Sites that came after the run had begun, in that order, with the first round that they had a part in."""
+        return {str(site): int(line["round"]) for line in self.rounds for site in line.get("joined") or []}
+
+    @cached_property
+    def members(self) -> Sequence[Json]:
+        """All sites: those that joined have the training rows that their replies name, and no classes."""
+        rows = {str(one["site"]): one["num_examples"] for line in self.rounds for one in line["clients"]}
+        return [*self.sites, *({"site": site, "rows": {"train": rows.get(site)}} for site in self.joined)]
+
+    @cached_property
     def classes(self) -> list[str]:
         """Class names in the order of the outputs."""
         return [str(name) for name in self.about.get("classes") or []]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from server_app.report.arrivals import joined_sites
 from server_app.report.backends import backends
 from server_app.report.charts import Band, Frame, Line, class_colour, curve, line_chart, stacked_area, svg, y_range
 from server_app.report.markup import Child, count, details, duration, join, number, plural, section, size, table, tag
@@ -45,13 +46,14 @@ def rows_and_classes(run: Run) -> Markup:
         rows = sorted((sum(site) for site in counts), reverse=True)
         label = f"Training rows by site and class: from {rows[-1]:,} to {rows[0]:,} rows, median {np.median(rows):,.0f}"
         body = tag("figure", stacked_area(ordered, names, label=label), tag("figcaption", label + "."))
-    return section("Rows and classes", tag("p", key, class_="legend"), body, anchor="data", lead=lead)
+    keys = tag("p", key, class_="legend")
+    return section("Rows and classes", keys, body, joined_sites(run), anchor="data", lead=lead)
 
 
 def learning(run: Run) -> Markup:
     """Each site's validation loss before and after its local training, by round."""
     history = _history(run)
-    panels = len(run.sites) <= MOST_PANELS
+    panels = len(run.members) <= MOST_PANELS
     lead = (
         "Scores on the site's own validation rows: of the vector it received, and of what it made of it in its local "
         "steps. A gap between the two that grows is a site that pulls away from the average."
@@ -98,7 +100,7 @@ def _panels(run: Run, history: dict[str, History]) -> Markup:
     frame_y = y_range(losses, floor=0.0)
     last = max((int(line["round"]) for line in run.rounds), default=1)
     frame = Frame((1, last), frame_y, width=230, height=128, left=34, bottom=20)
-    panels = [_panel(frame, str(site["site"]), history.get(str(site["site"]), [])) for site in run.sites]
+    panels = [_panel(frame, str(site["site"]), history.get(str(site["site"]), [])) for site in run.members]
     keys = legend_names((("received", "received vector"), ("trained", "after local training")))
     note = f"Loss in nats, the same scale in every panel ({frame_y[0]:g} to {frame_y[1]:g}), rounds 1 to {last}."
     return join([tag("p", keys, " ", note, class_="legend"), tag("div", *panels, class_="panels")])
@@ -179,9 +181,9 @@ def _site_table(run: Run, history: dict[str, History]) -> Markup:
             late[str(work["site"])].append(work)
     rows = [
         _site_cells(site, history.get(str(site["site"]), []), late.get(str(site["site"]), []))
-        for site in run.sites[:MOST_LISTED]
+        for site in run.members[:MOST_LISTED]
     ]
-    rest = len(run.sites) - MOST_LISTED
+    rest = len(run.members) - MOST_LISTED
     more = tag("p", f"{rest:,} more sites are in config.json and rounds.jsonl.", class_="note") if rest > 0 else None
     caption = "Losses and accuracy of the site's last reply in time; the rest summed over the run, late ones too"
     return join([table(heads, rows, caption=caption), more])

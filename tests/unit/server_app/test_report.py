@@ -295,3 +295,58 @@ def test_a_wait_in_vain_is_not_called_below_quorum(run_folder, tmp_path):
     text = " ".join(parse(write_report(folder)).text)
     assert "No site was free" in text
     assert "Below quorum" not in text
+
+
+def with_newcomer(folder, name="delta"):
+    """The last site of a made-up run came after round 2: it is in no census."""
+    edit(folder / "config.json", lambda about: about["sites"].pop())
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["joined"] = [name] if line["round"] == 3 else []
+        if line["round"] < 3:
+            line["clients"].pop()
+            line["plan"]["sites"].pop()
+        else:
+            line["clients"][-1] |= {"site": name, "backend": "aer", "shots": 77}
+            line["plan"]["sites"][-1] = name
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    edit(folder / "summary.json", lambda summary: summary.update(joined=[name]))
+    return folder
+
+
+def test_a_site_that_joined_is_on_the_page_with_its_round_and_its_curve(run_folder, tmp_path):
+    parsed = parse(write_report(with_newcomer(run_folder(tmp_path / "run", rounds=6), EVIL)))
+    text = " ".join(parsed.text)
+    assert f"Joined after the run had begun: {EVIL} (round 3)" in text
+    assert f"{EVIL}: received" in " ".join(value for name, value in parsed.attributes if name == "aria-label")
+    assert "4 replies, loss" in text  # its panel
+    assert "308" in text  # its shots, in the table of backends: 4 replies of 77
+    assert EVIL not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("status", "where"), [("finished", "summary.json"), ("failed", "config.json")])
+def test_interruptions_are_told(status, where, run_folder, tmp_path):
+    folder = run_folder(tmp_path / "run", rounds=6)
+    edit(folder / where, lambda value: value.update(resumed_after=[0, 2, 2]))
+    edit(folder / "summary.json", lambda summary: summary.update(status=status))
+    text = " ".join(parse(write_report(folder)).text)
+    assert "Interrupted, and went on: before round 1 had closed, twice after round 2." in text
+
+
+def test_a_run_that_nobody_joined_or_interrupted_says_nothing_of_it(run_folder, tmp_path):
+    folder = run_folder(tmp_path / "run")
+    edit(folder / "summary.json", lambda summary: summary.update(resumed_after=[], joined=[]))
+    text = " ".join(parse(write_report(folder)).text)
+    assert "Interrupted" not in text
+    assert "Joined" not in text
+
+
+def test_the_files_that_there_are_are_named_with_what_they_hold(run_folder, tmp_path):
+    folder = run_folder(tmp_path / "run")
+    text = " ".join(parse(write_report(folder)).text)
+    assert "rounds.jsonl" in text
+    assert "metrics.prom" not in text
+    (folder / "metrics.prom").write_text("llm_qfl_sites 4\n")
+    text = " ".join(parse(write_report(folder)).text)
+    assert "metrics.prom" in text
+    assert "Prometheus" in text
