@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import logging
 import urllib.request
 from collections.abc import Generator
 from contextlib import closing
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.compress import MANIFEST, Manifest, check_files
-from llm_qfl.language.files import CHUNK, write_folder
+from llm_qfl.language.files import CHUNK, file_digest, read_json, write_folder
 
+_LOG = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds without a byte
 BROKEN = (OSError, ValueError, http.client.HTTPException)  # what urllib raises for a server that cannot be read
 
@@ -36,7 +38,9 @@ def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
         return folder
     target = cache / sha256
     if (target / MANIFEST).is_file():
-        return target
+        if (damage := _damage(target, sha256)) is None:
+            return target
+        _LOG.warning("%s; the model is fetched again", damage)
     text = _get(f"{source.rstrip('/')}/{MANIFEST}", 1 << 20)
     found = hashlib.sha256(text).hexdigest()
     if found != sha256:
@@ -54,6 +58,17 @@ def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
 
     write_folder(target, write, size=manifest.size, what="the compressed model")
     return target
+
+
+def _damage(folder: Path, sha256: str) -> str | None:
+    """What is wrong with a model that was fetched before, or None."""
+    try:
+        if (found := file_digest(folder / MANIFEST)) != sha256:
+            return f"compressed model in {folder}: expected SHA-256 {sha256}, got {found}"
+        check_files(folder, Manifest.parse(read_json(folder / MANIFEST, "compressed model")))
+    except LanguageError as error:
+        return str(error)
+    return None
 
 
 def _get(url: str, limit: int) -> bytes:

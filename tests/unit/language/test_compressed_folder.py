@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language import files
 from llm_qfl.language.client import ClientLanguage
-from llm_qfl.language.compress import Manifest, load_compressed
+from llm_qfl.language.compress import MANIFEST, Manifest, load_compressed
 from llm_qfl.language.fetch import fetch_compressed
 from llm_qfl.language.tiny import tiny_model
 
@@ -145,6 +145,16 @@ def test_fetched_over_http(exported, address, tmp_path) -> None:
     assert len(load_compressed(folder, exported.sha256).stack) == 4
     shutil.rmtree(exported.folder)
     assert fetch_compressed(source, exported.sha256, cache) == folder  # once
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", MANIFEST])
+def test_what_was_fetched_and_is_damaged_is_fetched_again(exported, address, tmp_path, caplog, name) -> None:
+    source = f"{address}/{exported.sha256}"
+    folder = fetch_compressed(source, exported.sha256, tmp_path / "cache")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+    assert fetch_compressed(source, exported.sha256, tmp_path / "cache") == folder
+    assert "fetched again" in caplog.text
+    assert len(load_compressed(folder, exported.sha256).stack) == 4
 
 
 def test_fetching_what_is_not_there(exported, address, tmp_path) -> None:
