@@ -1,0 +1,237 @@
+"""The disturbances of `disturb.py`: each plays one run of a federation of real processes and returns its row."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from relay import Relay
+from slower import Slower
+from stage import SPREAD, Moment, Row, Stage, judge, kill_tree, moment, stage_of
+
+from llm_qfl.federation.config import Scalar
+
+PAIR = ("alpha", "beta")
+PATIENCE = 60.0  # seconds after which Flower takes a silent node for gone (twice its heartbeat)
+
+
+def draw_moment(stage: Stage, draw: random.Random, last: int = 3) -> None:
+    """Wait for the drawn moment: some seconds after some round."""
+    stage.wait_for_round(draw.randrange(0, last))
+    stage.pause(draw.uniform(0, SPREAD))
+
+
+def site_executor(scratch: Path, draw: random.Random) -> Row:
+    """The executor of a site dies with what it runs, and is started again, as a container engine would.
+
+    A task that it had begun is lost with it; one that it had not waits for the new one.
+    """
+    stage = stage_of(scratch, PAIR, {}, isolated=True)
+    with stage.processes:
+        begin(stage)
+        draw_moment(stage, draw)
+        kill_tree(stage.children["superexec-beta"])
+        before = moment(stage)
+        stage.pause(draw.uniform(1, 5))
+        stage.start_executor("beta")
+        over = time.monotonic()
+        folder = stage.wait_for_end()
+        return judge("SuperExec of a site killed", stage, folder, Moment(before, over), must=False, note=lost(stage))
+
+
+def server_executor(scratch: Path, draw: random.Random) -> Row:
+    """The executor of the server dies with the ServerApp and is started again; `server.resume` goes on."""
+    stage = stage_of(scratch, PAIR, {}, isolated=True)
+    with stage.processes:
+        begin(stage)
+        draw_moment(stage, draw)
+        kill_tree(stage.children["superexec-server"])
+        stage.give_up_run()
+        before = moment(stage)
+        stage.start_executor("server")
+        over = time.monotonic()
+        stage.submit(resume=stage.folder)
+        folder = stage.wait_for_end()
+        return judge("SuperExec of the server killed", stage, folder, Moment(before, over), must=True)
+
+
+def short_cut(scratch: Path, draw: random.Random) -> Row:
+    """A node is cut from the network for some seconds, less than it takes to be missed: its round waits for it."""
+    return cut(scratch, draw, draw.uniform(5, 20), {}, must=True)
+
+
+def long_cut(scratch: Path, draw: random.Random) -> Row:
+    """A node is cut from the network until Flower takes it for gone; the run goes on without it, and with it again."""
+    seconds = PATIENCE + draw.uniform(5, 15)
+    return cut(scratch, draw, seconds, {"server.rounds": 12, "server.deadline": deadline()}, must=False)
+
+
+def cut(scratch: Path, draw: random.Random, seconds: float, config: Mapping[str, Scalar], *, must: bool) -> Row:
+    """The cable between a SuperNode and the SuperLink is pulled and put back."""
+    stage = stage_of(scratch, PAIR, config)
+    with stage.processes, Relay(stage.port) as relay:
+        begin(stage, port=relay.port)
+        draw_moment(stage, draw)
+        before = moment(stage)
+        relay.cut()
+        stage.pause(seconds)
+        relay.mend()
+        over = time.monotonic()
+        folder = stage.wait_for_end()
+        what, note = f"node cut off for {seconds:.0f} s", f"{relay.held} packets held; {lost(stage)}"
+        return judge(what, stage, folder, Moment(before, over), must=must, note=note)
+
+
+def deadline() -> float:
+    """Seconds within which a site of this machine, as busy as it is now, has answered; one ten times slower has not."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import client_app.round, client_app.work, qiskit"], check=True, timeout=120)
+    return 8 + 3 * (time.monotonic() - began)
+
+
+def slow(scratch: Path, draw: random.Random) -> Row:
+    """A client is ten times slower than it was, from some moment on; its late replies are counted."""
+    return slowed(scratch, draw, "weighted")
+
+
+def slow_dropped(scratch: Path, draw: random.Random) -> Row:
+    """The same, and its late replies are dropped."""
+    return slowed(scratch, draw, "dropped")
+
+
+def slowed(scratch: Path, draw: random.Random, late: str) -> Row:
+    """Rounds keep to their deadline and have their quorum without the slow one."""
+    limit = deadline()
+    stage = stage_of(scratch, PAIR, {"server.rounds": 7, "server.deadline": limit, "server.late": late})
+    with stage.processes:
+        begin(stage)
+        draw_moment(stage, draw, last=1)
+        before = moment(stage)
+        with Slower(stage.children["beta"]):
+            folder = stage.wait_for_end()
+        lines = stage.lines
+        assert all(line["aggregated"] for line in lines if line["plan"]["sites"]), lines
+        assert max(line["seconds"] for line in lines) < limit + 15, [line["seconds"] for line in lines]
+        came, entered = (sum(len(line[key]) for line in lines) for key in ("late", "entered"))
+        assert came, "no reply was late"
+        assert entered == (came if late == "weighted" else 0), (came, entered)
+        what = f"client ten times slower, late={late}"
+        note = f"deadline {limit:.0f} s, longest round {max(line['seconds'] for line in lines):.0f} s; "
+        note += f"{came} late replies, {entered} counted"
+        return judge(what, stage, folder, Moment(before, None), must=False, note=note)
+
+
+def clock_ahead(scratch: Path, draw: random.Random) -> Row:
+    """The clock of a site jumps ahead by hours."""
+    return skewed(scratch, draw, "a site", draw.uniform(1, 12))
+
+
+def clock_behind(scratch: Path, draw: random.Random) -> Row:
+    """The clock of a site jumps back by hours."""
+    return skewed(scratch, draw, "a site", -draw.uniform(1, 12))
+
+
+def server_clock_ahead(scratch: Path, draw: random.Random) -> Row:
+    """The clock of the server jumps ahead by hours."""
+    return skewed(scratch, draw, "the server", draw.uniform(1, 12))
+
+
+def server_clock_behind(scratch: Path, draw: random.Random) -> Row:
+    """The clock of the server jumps back by hours."""
+    return skewed(scratch, draw, "the server", -draw.uniform(1, 12))
+
+
+def skewed(scratch: Path, draw: random.Random, who: str, hours: float) -> Row:
+    """A clock is set wrong in mid-run, and stays so."""
+    stage, clock = stage_of(scratch, PAIR, {}), scratch / "clock"
+    wrong = {"PYTHONPATH": str(Path(__file__).with_name("clock")), "DRILL_CLOCK": str(clock)}
+    with stage.processes:
+        begin(stage, server=wrong if who == "the server" else {}, second=wrong if who == "a site" else {})
+        draw_moment(stage, draw)
+        before, over = moment(stage), time.monotonic()
+        clock.with_suffix(".new").write_text(f"{3600 * hours}")
+        clock.with_suffix(".new").rename(clock)
+        folder = stage.wait_for_end()
+        what = f"clock of {who} {abs(hours):.0f} h {'ahead' if hours > 0 else 'behind'}"
+        return judge(what, stage, folder, Moment(before, over), must=True, note=lost(stage))
+
+
+def full_disk(scratch: Path, draw: random.Random) -> Row:
+    """The disk of the run folder is full: the run ends and says why; room is made, and `server.resume` goes on."""
+    runs, ballast = scratch / "runs", scratch / "runs" / "ballast"
+    runs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "drill", runs], check=True, timeout=10)
+    stage = stage_of(scratch, PAIR, {})
+    try:
+        with stage.processes:
+            begin(stage)
+            draw_moment(stage, draw)
+            fill(ballast)
+            stage.wait_for_failure()
+            said, before = stage.said, moment(stage)
+            assert "No space left on device" in said, said
+            assert "server.resume" in said, said
+            ballast.unlink()
+            over = time.monotonic()
+            stage.submit(resume=stage.folder)
+            folder = stage.wait_for_end()
+            return judge("disk full on the server", stage, folder, Moment(before, over), must=True)
+    finally:
+        subprocess.run(["umount", runs], check=True, timeout=10)
+
+
+def fill(path: Path) -> None:
+    """Write until there is no more room."""
+    with open(path, "wb", buffering=0) as file:
+        size = 1 << 16
+        while size:
+            try:
+                file.write(bytes(size))
+            except OSError:
+                size //= 2
+
+
+def begin(
+    stage: Stage,
+    port: int | None = None,
+    server: Mapping[str, str] | None = None,
+    second: Mapping[str, str] | None = None,
+) -> None:
+    """All is started, and the run has its first checkpoint.
+
+    Args:
+        stage: what to start.
+        port: under which the second site finds the SuperLink.
+        server: of the server's environment.
+        second: of the second site's.
+    """
+    stage.open(server)
+    for number, site in enumerate(stage.sites):
+        stage.start_node(site, port=port if number == 1 else None, more=second if number == 1 else None)
+    stage.submit()
+    stage.wait_for_round(0)
+
+
+def lost(stage: Stage) -> str:
+    """Which replies the rounds went without, in words."""
+    gone = [f"{line['round']}: {site}" for line in stage.lines for site in line["rejected"]]
+    return f"replies missing in round {', '.join(gone)}" if gone else "no reply missing"
+
+
+KINDS: dict[str, Callable[[Path, random.Random], Row]] = {
+    "superexec": site_executor,
+    "superexec-server": server_executor,
+    "cut": short_cut,
+    "cut-long": long_cut,
+    "disk": full_disk,
+    "clock-ahead": clock_ahead,
+    "clock-behind": clock_behind,
+    "server-clock-ahead": server_clock_ahead,
+    "server-clock-behind": server_clock_behind,
+    "slow": slow,
+    "slow-dropped": slow_dropped,
+}
