@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app.guard import guarded
+from llm_qfl.federation import logs
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import PrivacyError, RecordError
 from llm_qfl.federation.fingerprint import check_fingerprint, fingerprint
@@ -37,6 +38,7 @@ def query(message: Message, context: Context) -> Message:
     registered, theirs = decode_query(message.content)
     check_fingerprint(theirs, fingerprint(config))
     site, offer = registered or settings.site, read_offer(message.content)
+    logs.add(site=site)
     if offer is None:
         return Message(encode_census(census(config, settings, site)), reply_to=message)
     from client_app.language import SiteLanguage, why_not

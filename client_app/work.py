@@ -13,6 +13,7 @@ from client_app.privacy import Guard, SiteSecrets, require_privacy
 from client_app.round import SiteQNN
 from client_app.store import take_setup
 from llm_qfl.baselines import Baseline, make_baselines
+from llm_qfl.federation import logs
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.fingerprint import check_fingerprint, fingerprint
 from llm_qfl.federation.records import Task, check_state, decode_task
@@ -74,6 +75,8 @@ def prepare(message: Message, context: Context) -> Work:
     settings = NodeSettings.from_node_config(context.node_config)
     require_privacy(config, settings)
     task = decode_task(message.content)
+    number = task.state.server_round if task.plan is None else task.plan.server_round
+    logs.add(run=task.run, site=task.site, round=number)
     setup = take_setup(settings.folder, task.setup, task.setup_digest)
     classes = len(setup.class_names)
     quantum = config.quantum.at_site(settings.backend, settings.evaluation_backend)

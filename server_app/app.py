@@ -8,6 +8,7 @@ from contextlib import closing
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from llm_qfl.federation import logs
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import LlmQflError
 
@@ -21,10 +22,12 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         LlmQflError: the run cannot go on. Whatever ends a run, the folder's summary says `failed` and why.
     """
+    logs.configure()
     config = RunConfig.from_run_config(context.run_config)
     from llm_qfl.federation.settings import project_folder
     from server_app.book import FolderBook
     from server_app.display import make_display
+    from server_app.journal import logged
     from server_app.ledger import Ledger
     from server_app.report import write_report
     from server_app.resume import read_run, resume_folder
@@ -35,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     output = project_folder() / config.server.output
     ledger = Ledger.create(output) if resumed is None else Ledger.reopen(resumed.folder)
     with closing(ledger):
-        display = make_display(config.server.show, sys.stdout)
+        display = logged(make_display(config.server.show, sys.stdout), ledger.run_id)
         book = FolderBook(ledger, display)
         try:
             finished = run_session(grid, config, book, resumed)

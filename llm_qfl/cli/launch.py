@@ -28,6 +28,7 @@ from llm_qfl.cli.flower import (
 from llm_qfl.cli.processes import Interrupted, Processes, signals_raise
 from llm_qfl.cli.screen import Screen
 from llm_qfl.federation.errors import FederationError, LlmQflError
+from llm_qfl.federation.logs import is_line
 
 KEPT_LOGS = 20
 OWN_ERRORS = "llm_qfl.federation.errors."
@@ -142,6 +143,8 @@ def follow(child: Popen[str], log: Path, screen: Screen) -> tuple[str | None, Pa
     for line in readable(kept()):
         if line.startswith("/") and os.path.isdir(line):  # unlike Path.is_dir, false for any text
             folder = Path(line)
+        elif is_line(line):  # JSON log lines, where they were asked for: apart from what a person reads
+            print(line, file=sys.stderr, flush=True)
         elif not (failed and line.startswith(OWN_ERRORS)):  # the app has said it better
             screen.line(line)
         failed = failed or line.startswith("the run failed:")

@@ -1,6 +1,7 @@
 """A run folder as the ledger writes it, made up but consistent: for what reads run folders."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from qiskit import qpy
 from qiskit.circuit import ParameterVector, QuantumCircuit
 
+from llm_qfl.federation import logs
 from llm_qfl.federation.config import default_run_config
 
 FINGERPRINT = {name: f"{n:064x}" for n, name in enumerate(("config", "schema", "sources", "circuit", "qiskit"), 7**70)}
@@ -191,3 +193,16 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def json_logs(monkeypatch, capsys):
+    """Lines that were logged since the last call."""
+    monkeypatch.setenv(logs.VARIABLE, "json")
+    root, flower = logging.getLogger(), logging.getLogger(logs.FLOWER)
+    before = list(root.handlers), list(flower.handlers), {name: logging.getLogger(name).level for name in logs.OURS}
+    assert logs.configure() is True
+    yield lambda: [json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().err.splitlines()]
+    root.handlers[:], flower.handlers[:] = before[0], before[1]
+    for name, level in before[2].items():
+        logging.getLogger(name).setLevel(level)

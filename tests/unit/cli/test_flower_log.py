@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from llm_qfl.cli.deploy_check import to_toml
 from llm_qfl.cli.flower import check_overrides, environment, readable, run_command, run_id_of, stage_app
+from llm_qfl.cli.launch import follow
+from llm_qfl.cli.screen import Screen
 from llm_qfl.federation.errors import ConfigError
 
 NOISE = [
@@ -31,6 +35,18 @@ def test_errors_and_warnings_are_never_dropped():
 def test_of_a_traceback_the_exception_is_shown():
     lines = ["Traceback (most recent call last):", '  File "x.py", line 1, in f', "    f()", "ValueError: no", "next"]
     assert list(readable(lines)) == ["ValueError: no", "next"]
+
+
+def test_json_log_lines_go_to_standard_error_and_the_rest_to_the_screen(tmp_path, capsys):
+    line = '{"time": "2026-11-21T17:20:09.123Z", "level": "info", "message": "round closed"}'
+    child = SimpleNamespace(
+        stdout=iter([f"(ClientAppActor pid=7) {line}\n", f"{line}\n", "   1/20  4/4\n", f"{tmp_path}\n"])
+    )
+    _, folder = follow(child, tmp_path / "log", Screen(Console(file=sys.stdout)))
+    seen = capsys.readouterr()
+    assert folder == tmp_path
+    assert seen.out == "   1/20  4/4\n"
+    assert seen.err == f"{line}\n{line}\n"
 
 
 def test_the_run_id_is_found():
