@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message, MessageType
 
-from llm_qfl.federation.config import RunConfig, readout_problems
+from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.config_checks import readout_problems
 from llm_qfl.federation.data.encodings import number_names
 from llm_qfl.federation.data.features import fit_feature_map
 from llm_qfl.federation.data.sums import FeatureSums, combine

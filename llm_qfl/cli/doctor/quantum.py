@@ -12,7 +12,8 @@ import numpy as np
 from llm_qfl.cli.doctor.check import Check, guarded
 from llm_qfl.cli.doctor.node import Node
 from llm_qfl.federation.backend_names import fake_device
-from llm_qfl.federation.config import QuantumConfig, readout_problems
+from llm_qfl.federation.config import QuantumConfig
+from llm_qfl.federation.config_checks import readout_problems
 from llm_qfl.federation.errors import BackendError, ConfigError
 
 

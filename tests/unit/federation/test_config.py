@@ -1,6 +1,7 @@
 import pytest
 
-from llm_qfl.federation.config import NOT_NUMBERS, QuantumConfig, RunConfig, default_run_config, readout_problems
+from llm_qfl.federation.config import NOT_NUMBERS, QuantumConfig, RunConfig, default_run_config
+from llm_qfl.federation.config_checks import readout_problems
 from llm_qfl.federation.errors import ConfigError
 
 

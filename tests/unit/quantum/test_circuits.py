@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from qiskit.quantum_info import Statevector
 
-from llm_qfl.federation.config import QuantumConfig, readout_problems
+from llm_qfl.federation.config import QuantumConfig
+from llm_qfl.federation.config_checks import readout_problems
 from llm_qfl.federation.errors import CircuitError
 from llm_qfl.quantum.backends import make_backend
 from llm_qfl.quantum.circuits import build_circuit
