@@ -41,13 +41,12 @@ def main(grid: Grid, context: Context) -> None:
         display = logged(make_display(config.server.show, sys.stdout), ledger.run_id)
         book = FolderBook(ledger, display)
         try:
-            finished = run_session(grid, config, book, resumed)
+            summary = book.finish(run_session(grid, config, book, resumed))
         except Exception as error:
             reason = str(error) if isinstance(error, LlmQflError) else f"{type(error).__name__}: {error}"
+            display.fail(reason)  # first: where the disk is full, the folder cannot be told
             book.fail(config, reason)
             write_report(ledger.folder)
-            display.fail(reason)
             raise
-        summary = book.finish(finished)
         write_report(ledger.folder)
         display.finish(summary, ledger.folder)

@@ -15,6 +15,7 @@ from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.seeding import SERVER
 from llm_qfl.federation.types import GlobalState, RoundSummary, Scores
 from llm_qfl.quantum.folder import save_model
+from server_app.checkpoint import writing
 from server_app.display import Display
 from server_app.language import LanguageSession
 from server_app.language_end import save as save_language
@@ -115,11 +116,12 @@ class FolderBook:
     def finish(self, finished: Finished) -> Json:
         """Write the model folder and `summary.json`; returns the summary."""
         opened = finished.opened
-        save_model(self._ledger.folder / "model", opened.model, finished.state.theta, opened.setup.to_dict())
         summary = summary_json(self._ledger.run_id, finished)
-        if opened.language is not None:
-            card = card_lines(opened.config, self._ledger.run_id, summary)
-            save_language(opened.language, self._ledger.folder, card)
+        with writing(self._ledger.folder):
+            save_model(self._ledger.folder / "model", opened.model, finished.state.theta, opened.setup.to_dict())
+            if opened.language is not None:
+                card = card_lines(opened.config, self._ledger.run_id, summary)
+                save_language(opened.language, self._ledger.folder, card)
         self._ledger.write_json("summary.json", summary)
         self._end(opened.config, summary)
         return summary

@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -105,13 +106,15 @@ class CheckpointWriter:
     def record(self, server_round: int, timed_out: str) -> None:
         """Note, before a round that the policy decides, whether its decision came too late, and why."""
         name = f"{DECISION}-{server_round:06d}.json"
-        write_whole(self._folder / name, json.dumps({"timed_out": timed_out}).encode())
+        with writing(self._run):
+            write_whole(self._folder / name, json.dumps({"timed_out": timed_out}).encode())
 
     def commit(self, server_round: int) -> None:
         """From here on this is the checkpoint; what only the former one needed is deleted."""
         positions = {name: (self._run / name).stat().st_size for name in LEDGERS if (self._run / name).exists()}
         manifest = {"format": FORMAT, "round": server_round, "files": self._files, "positions": positions}
-        write_whole(self._folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        with writing(self._run):
+            write_whole(self._folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         needed = {
             MANIFEST,
             LOCK,
@@ -128,7 +131,8 @@ class CheckpointWriter:
             return
         if self._files.get(name, {}).get("file") == file:  # of the checkpoint that still counts: it stays as it is
             file = f"{Path(file).stem}-{digest[:8]}{Path(file).suffix}"
-        write_whole(self._folder / file, data)
+        with writing(self._run):
+            write_whole(self._folder / file, data)
         self._files[name] = {"file": file, "sha256": digest}
 
 
@@ -190,14 +194,41 @@ def cut_ledgers(folder: Path, checkpoint: Checkpoint) -> None:
                 os.fsync(file.fileno())
 
 
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Within, a disk that takes no more (or no longer) is told with what to do.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        RunFolderError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{run}: cannot be written ({error.strerror}); closed rounds are kept: make room there, then go on with "
+            f"server.resume={run}"
+        ) from error
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and see it to the disk."""
+    """Write a file whole or not at all, and see it to the disk.
+
+    Raises:
+        OSError: not at all.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -10,13 +10,14 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llm_qfl.federation.errors import RunFolderError
 from llm_qfl.federation.types import ClientReport, RoundSummary, Scores
-from server_app.checkpoint import CheckpointWriter, write_whole
+from server_app.checkpoint import CheckpointWriter, write_whole, writing
 from server_app.language_json import round_json as language_round_json
 
 Json = dict[str, Any]
@@ -73,18 +74,26 @@ class Ledger:
 
     def write_json(self, name: str, value: Json) -> None:
         """Write a JSON file whole or not at all."""
-        write_whole(self.folder / name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+        with writing(self.folder):
+            write_whole(self.folder / name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def append_round(self, line: Json) -> None:
         """Append one line to `rounds.jsonl`."""
         self.append_line("rounds.jsonl", line)
 
     def append_line(self, name: str, line: Json) -> None:
-        """Append one line to a file and see it to the disk."""
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one line to a file, whole or not at all, and see it to the disk."""
+        rest = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with writing(self.folder), open(self.folder / name, "ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):  # a run that goes on cuts it off, too
+                    os.ftruncate(file.fileno(), before)
+                raise
 
 
 def scores_json(scores: Scores | None) -> Json | None:

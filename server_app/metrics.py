@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from llm_qfl import __version__
 from llm_qfl.federation.config import RunConfig
-from server_app.checkpoint import write_whole
+from server_app.checkpoint import write_whole, writing
 
 Json = Mapping[str, Any]
 Labels = tuple[tuple[str, str], ...]
@@ -183,8 +183,9 @@ class RunMetrics:
         self._spent_epsilon("all", privacy.get("epsilon"))
 
     def write(self, folder: Path) -> None:
-        """Write `metrics.prom` into a folder, whole or not at all."""
-        write_whole(folder / FILE, render(self.families(time.time())).encode())
+        """Write `metrics.prom` into a run folder, whole or not at all."""
+        with writing(folder):
+            write_whole(folder / FILE, render(self.families(time.time())).encode())
 
     def families(self, now: float) -> list[Family]:
         """All metrics, in the order of `HELP`.
