@@ -195,6 +195,38 @@ def jobs(
         raise typer.Exit(1)
 
 
+@app.command()
+def prune(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder of run folders; by default runs/ here.", show_default=False)
+    ] = None,
+    keep: Annotated[int | None, typer.Option(metavar="N", help="The newest N stay.", min=0, show_default=False)] = None,
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="What changed later stays.", min=0, show_default=False)
+    ] = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also runs that were interrupted and could go on.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would go.")] = False,
+) -> None:
+    """Delete old run folders and launch logs; of each it says why it goes or stays. Never a run under way."""
+    from rich.console import Console
+
+    from llm_qfl.cli import prune as pruning
+    from llm_qfl.federation.settings import project_folder
+
+    terms = pruning.Terms(keep, older_than, unfinished)
+    runs, logs = folder or project_folder() / "runs", pruning.launch_logs(project_folder())
+    entries = pruning.plan(runs, logs if folder is None else None, terms)
+    console = Console()
+    pruning.show(entries, console, dry_run=dry_run)
+    failed = [] if dry_run else pruning.remove_all(entries)
+    for problem in failed:
+        typer.echo(f"llm-qfl: {problem}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command("config-table")
 def config_table(
     write: Annotated[bool, typer.Option("--write", help="Write the table; without it, compare.")] = False,
