@@ -25,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from disturbances import KINDS
+from judge import Row
 from rich.console import Console
 from rich.table import Table
-from stage import Row
 
 from llm_qfl.cli.deploy_check import bounded
 from llm_qfl.cli.processes import signals_raise
@@ -43,10 +43,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1000), help="of the moments")
     parser.add_argument("--repeat", type=int, default=1, help="seeds: this one and those that follow")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one drill")
+    parser.add_argument("--list", action="store_true", help="name the kinds")
+    parser.add_argument("--may-mount", action="store_true", help="exit code 0 where a small disk can be mounted")
     asked = parser.parse_args()
+    if asked.list:
+        print(*KINDS)
+        return 0
+    if asked.may_mount:
+        return in_own_mounts("mount", "-t", "tmpfs", "drill", tempfile.gettempdir())
     kinds = list(KINDS) if asked.kind == "all" else [asked.kind]
     if "disk" in kinds and OWN_MOUNTS not in os.environ:
-        return in_own_mounts()
+        return in_own_mounts(sys.executable, *sys.argv)
     rows: list[tuple[int, Row, float]] = []
     for seed in range(asked.seed, asked.seed + asked.repeat):
         for kind in kinds:
@@ -57,14 +64,16 @@ def main() -> int:
             if len(kinds) * asked.repeat > 1:
                 print(f"{kind}, seed {seed}: {'as it must be' if row.passed else 'FAILED'}", flush=True)
     Console(width=max(150, shutil.get_terminal_size().columns)).print(table(rows))
-    return 0 if all(row.passed for _, row, _ in rows) else 1
+    failed = sum(not row.passed for _, row, _ in rows)
+    print(f"{len(rows) - failed} passed, {failed} failed")
+    return int(failed > 0)
 
 
-def in_own_mounts() -> int:
-    """This program again where it may mount a small disk that nobody else sees, and that ends with it (Linux)."""
+def in_own_mounts(*command: str) -> int:
+    """A command where it may mount a small disk that nobody else sees, and that ends with it (Linux)."""
     rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", "--mount", *rights, sys.executable, *sys.argv]
-    return subprocess.run(command, check=False, env={**os.environ, OWN_MOUNTS: "1"}).returncode
+    environment = {**os.environ, OWN_MOUNTS: "1"}
+    return subprocess.run(["unshare", "--mount", *rights, *command], check=False, env=environment).returncode
 
 
 def table(rows: list[tuple[int, Row, float]]) -> Table:

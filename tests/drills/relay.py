@@ -1,8 +1,9 @@
 """A network that can be cut: a TCP relay on loopback between a node and its server.
 
 While it is cut nothing passes and nobody is told, as when a cable is pulled: what was on its way waits, as it would
-with TCP that sends again, and goes on when the cable is back. What a peer had sent before it gave up is still
-delivered; so would its kernel have done.
+with TCP that sends again, and goes on when the cable is back. What was sent over a connection that stood is delivered
+even where its sender has given up, for so does its kernel; of a connection that was begun and given up while the cable
+was out nothing is ever seen.
 """
 
 from __future__ import annotations
@@ -61,12 +62,20 @@ class Relay:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._whole.wait()
+        first = b""
+        if not self._whole.is_set():
+            await self._whole.wait()
+            while (more := await _there(reader)) is not None:
+                if not more:  # it was given up meanwhile
+                    writer.close()
+                    return
+                first += more
         try:
             onward_reader, onward_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:  # the server is down: so is the connection
             writer.close()
             return
+        onward_writer.write(first)
         await asyncio.gather(self._pass(reader, onward_writer), self._pass(onward_reader, writer))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,3 +88,11 @@ class Relay:
                 await writer.drain()
         await self._whole.wait()
         writer.close()
+
+
+async def _there(reader: asyncio.StreamReader) -> bytes | None:
+    """What has come already; empty where that is the end, None where nothing has."""
+    try:
+        return await asyncio.wait_for(reader.read(1 << 16), 0.05)
+    except TimeoutError:
+        return None

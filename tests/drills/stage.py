@@ -1,24 +1,17 @@
-"""What the drills share: a federation of real Flower processes on this machine, disturbed, and how its end is judged.
-
-Every drill ends with the same two questions. Are the final weights those of the same sites in one process that nobody
-disturbed? And where they are not and need not be: are they those of the same sites in one process when the replies that
-the ledger calls late or lost are late or lost there (`replay`)? A drill whose weights answer no to both has failed.
-"""
+"""The stage of a drill: a federation of real Flower processes on this machine, and the lives of one run."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
 import numpy as np
 import psutil
-from flwr.app import Error, Message
+from replay import Line, play
 
-from client_app.app import app as client_app
 from llm_qfl.cli.deploy_check import to_toml, write_site_files
 from llm_qfl.cli.flower import (
     START_SECONDS,
@@ -32,14 +25,10 @@ from llm_qfl.cli.flower import (
 )
 from llm_qfl.cli.launch import new_log_folder
 from llm_qfl.cli.processes import Processes, free_port
-from llm_qfl.federation.config import RunConfig, Scalar, default_run_config
+from llm_qfl.federation.config import Scalar
 from llm_qfl.federation.errors import FederationError
-from server_app.session import run_session
-from simulation.grid import InMemoryGrid
-from simulation.run import Memory
 
 SPREAD = 6.0  # seconds after a closed round, within which a disturbance falls: a round of real nodes takes about five
-LATE_ROUND = 0.3  # seconds that a round of a replay waits for what does not come
 CONFIG: Mapping[str, Scalar] = {
     "server.rounds": 4,
     "server.deadline": 240.0,
@@ -123,7 +112,7 @@ class Stage:
     ) -> None:
         self.processes, self.scratch, self.sites = processes, scratch, tuple(sites)
         self.runs, self.port, self.isolated = scratch / "runs", free_port(), isolated
-        output = {"server.sites": len(self.sites), "server.output": str(self.runs)}
+        output: dict[str, Scalar] = {"server.sites": len(self.sites), "server.output": str(self.runs)}
         self.config: dict[str, Scalar] = {**CONFIG, **output, **config}
         self._files, self._app = write_site_files(scratch), stage_app(project_folder(), processes.logs)
         self.nodes: dict[str, dict[str, Scalar]] = {
@@ -212,7 +201,7 @@ class Stage:
             return -1
 
     @property
-    def lines(self) -> list[dict]:
+    def lines(self) -> list[Line]:
         """Of the ledger, as far as they are whole."""
         path = (self.folder or self.runs) / "rounds.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -253,6 +242,11 @@ class Stage:
                 raise FederationError("the run came to its end")
             time.sleep(0.1)
 
+    def undisturbed(self, lines: Sequence[Line] = ()) -> np.ndarray:
+        """The final vector (P,) of the same sites in one process; with the late and lost replies of `lines`, if any."""
+        nodes = [{**self.nodes[site], "folder": str(self.scratch / "in-memory")} for site in self.sites]
+        return play(self.config, nodes, lines)
+
     def wait_for_end(self) -> Path:
         """Until the run's page is written; the run folder."""
         self.wait(lambda: self.folder is not None and (self.folder / "report.html").exists())
@@ -268,167 +262,3 @@ def stage_of(scratch: Path, sites: Sequence[str], config: Mapping[str, Scalar], 
     logs = new_log_folder(home)
     logs.mkdir(parents=True)
     return Stage(Drill(logs, environment(home, project), project), scratch, sites, config, **more)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What stood when the disturbance came.
-
-    Attributes:
-        lines: of the ledger, for the rounds that were closed.
-        over: when the disturbance was over, monotonic seconds; None where it lasts.
-    """
-
-    lines: tuple[dict, ...]
-    over: float | None
-
-    @property
-    def closed(self) -> int:
-        """Rounds."""
-        return len(self.lines)
-
-
-def moment(stage: Stage) -> tuple[dict, ...]:
-    """The lines of the rounds that are closed now."""
-    return tuple(stage.lines[: max(0, stage.closed)])
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the drills' table.
-
-    Attributes:
-        what: the disturbance.
-        closed: rounds that were closed when it came.
-        lost: of these, how many the end does not have as they were.
-        again: seconds from its end to the next closed round with a reply of every site in time; None where it lasts.
-        equal: are the final weights those of a run that nobody disturbed?
-        explained: or those of a run in which the same replies were late or lost?
-        must: equal has to be so.
-        note: what else is to be said.
-    """
-
-    what: str
-    closed: int
-    lost: int
-    again: float | None
-    equal: bool
-    explained: bool
-    must: bool
-    note: str
-
-    @property
-    def passed(self) -> bool:
-        """As it has to be?"""
-        return self.lost == 0 and self.explained and (self.equal or not self.must)
-
-
-def judge(what: str, stage: Stage, folder: Path, before: Moment, *, must: bool, note: str = "") -> Row:
-    """Hold the end of a run against the same sites in one process.
-
-    Raises:
-        AssertionError: lines are missing or doubled, or the run has not reached its end.
-    """
-    lines = stage.lines
-    assert [line["round"] for line in lines] == list(range(1, len(lines) + 1)), lines
-    assert len(lines) >= int(stage.config["server.rounds"]), len(lines)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["status"] == "finished", summary
-    lost = sum(was != now for was, now in zip(before.lines, lines, strict=False))
-    with np.load(folder / "model" / "weights.npz", allow_pickle=False) as weights:
-        theta = weights["theta"]
-    nodes = [{**stage.nodes[site], "folder": str(stage.scratch / "in-memory")} for site in stage.sites]
-    equal = np.array_equal(theta, play(stage.config, nodes, ()))
-    explained = equal or np.array_equal(theta, play(stage.config, nodes, lines))
-    return Row(what, before.closed, lost, whole_again(stage, before), equal, explained, must, note)
-
-
-def whole_again(stage: Stage, before: Moment) -> float | None:
-    """See `Row.again`."""
-    if before.over is None:
-        return None
-    for line in stage.lines[before.closed :]:
-        when = stage.times.get(line["round"], 0.0)
-        if when > before.over and {client["site"] for client in line["clients"]} == set(stage.sites):
-            return when - before.over
-    return None
-
-
-def play(config: Mapping[str, Scalar], nodes: Sequence[Mapping[str, Scalar]], lines: Sequence[Mapping]) -> np.ndarray:
-    """The final vector (P,) of the same sites in this process.
-
-    Args:
-        config: run-config keys.
-        nodes: node config of each site.
-        lines: of a ledger: replies that were late or lost there are so here; empty disturbs nothing.
-    """
-    keys = {**default_run_config(), **config, "server.deadline": LATE_ROUND if lines else 240.0, "server.wait": 1.0}
-    grid = Replay(dict(enumerate(nodes, start=1)), keys, lines)
-    return run_session(grid, RunConfig.from_run_config(keys), grid.book).state.theta
-
-
-class Replay(InMemoryGrid):
-    """The nodes in this process, with what a ledger says of the replies of other ones.
-
-    Args:
-        nodes: node config by id.
-        config: the run config.
-        lines: of the ledger.
-    """
-
-    def __init__(
-        self, nodes: Mapping[int, Mapping[str, Scalar]], config: Mapping[str, Scalar], lines: Sequence[Mapping]
-    ) -> None:
-        super().__init__(client_app, nodes, config, dict.fromkeys(nodes, self._fault))
-        self._sites = {node: str(about["site"]) for node, about in nodes.items()}
-        self._lines = {int(line["round"]): line for line in lines}
-        self._due: dict[str, float] = {}
-        self._round, self.book = 0, _Turner(self)
-
-    def turn(self, closed: int) -> None:
-        """A round is closed."""
-        self._round = closed + 1
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Those that had a task in this round."""
-        there = list(super().get_node_ids())
-        line = self._lines.get(self._round)
-        if line is None or not line["plan"]["sites"]:
-            return there
-        taken = {*line["plan"]["sites"], *line["busy"], *(late["site"] for late in line["late"])}
-        return [node for node in there if self._sites[node] in taken]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """What the ledger says has come by now."""
-        return super().pull_messages([name for name in message_ids if self._due.get(name, 0) <= self._round])
-
-    def _fault(self, task: Message, reply: Message) -> Message | None:
-        site, number = self._sites[task.metadata.dst_node_id], int(task.metadata.group_id or 0)
-        line = self._lines.get(number)
-        if task.metadata.message_type != "train" or line is None:
-            return reply
-        if any(client["site"] == site for client in line["clients"]):
-            return reply
-        for later in sorted(self._lines):
-            if any((late["site"], late["of_round"]) == (site, number) for late in self._lines[later]["late"]):
-                self._due[task.metadata.message_id] = later
-                return reply
-        if site in self._lines.get(number + 1, {"busy": []})["busy"]:
-            return None  # nobody has heard of it since
-        error = Message(Error(8, "lost, as the ledger says"), reply_to=task)
-        error.metadata.__dict__["_src_node_id"] = task.metadata.dst_node_id
-        return error
-
-
-class _Turner(Memory):
-    """Tells a replay which round it is."""
-
-    def __init__(self, grid: Replay) -> None:
-        super().__init__()
-        self._grid = grid
-
-    def begin(self, opened: object) -> None:
-        self._grid.turn(0)
-
-    def close_round(self, summary: object, state: object) -> None:
-        self._grid.turn(summary.server_round)  # type: ignore[attr-defined]
