@@ -21,9 +21,11 @@ PATIENCE = 60.0  # seconds after which Flower takes a silent node for gone (twic
 
 
 def draw_moment(stage: Stage, draw: random.Random, last: int = 3) -> None:
-    """Wait for the drawn moment: some seconds after some round."""
-    stage.wait_for_round(draw.randrange(0, last))
-    stage.pause(draw.uniform(0, SPREAD))
+    """Wait for the drawn moment: after some round, within about as long as the next one takes."""
+    number = draw.randrange(0, last)
+    stage.wait_for_round(number)
+    took = stage.times[number] - stage.times.get(number - 1, stage.times[number]) if number else 0.0
+    stage.pause(draw.random() * max(took, SPREAD))
 
 
 def site_executor(scratch: Path, draw: random.Random) -> Row:
