@@ -145,14 +145,18 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="Is it reached from here?", show_default=False)
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask nobody outside this machine.")] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Folder of certificates and secrets; by default /pki, or deploy/ here.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Check this machine as a site: packages, disk, rows, backend, account, QPU budget, with what to do."""
+    """Check this machine as a site: user, packages, disk, keys, rows, backend, account, QPU budget, with what to do."""
     from rich.console import Console
 
     from llm_qfl.cli.doctor import run
 
-    checks = list(run.run_checks(node_config, run_config or [], superlink=superlink, offline=offline))
+    checks = list(run.run_checks(node_config, run_config or [], superlink=superlink, offline=offline, keys=keys))
     if as_json:
         typer.echo(run.as_json(checks))
     else:

@@ -2,6 +2,6 @@
 
 - `check`: what a check is; one that raises is a red line and never stops the others.
 - `node`: node config and run config as a SuperNode and `flwr run` take them.
-- `machine`, `packages`, `data`, `quantum`, `ibm`: the checks.
+- `machine`, `container`, `packages`, `data`, `quantum`, `ibm`: the checks.
 - `run`: all of them in order, on a screen or as JSON.
 """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llm_qfl.cli.doctor import ibm, machine, packages
+from llm_qfl.cli.deploy_folders import RENEW_WITHIN
+from llm_qfl.cli.doctor import container, ibm, machine, packages
 from llm_qfl.cli.doctor.check import Check, guarded
 from llm_qfl.cli.doctor.data import Rows, check_data
 from llm_qfl.cli.doctor.node import Node, read_node
@@ -20,7 +22,12 @@ _STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
 
 
 def run_checks(
-    node_config: str, overrides: Sequence[str], *, superlink: str | None = None, offline: bool = False
+    node_config: str,
+    overrides: Sequence[str],
+    *,
+    superlink: str | None = None,
+    offline: bool = False,
+    keys: Path | None = None,
 ) -> Iterator[Check]:
     """Every check, one after the other, as it ends.
 
@@ -29,19 +36,25 @@ def run_checks(
         overrides: as `flwr run -c` takes them.
         superlink: `host:port`, or None to leave it out.
         offline: ask nobody outside this machine.
+        keys: folder of certificates and secrets; None looks where they are by default.
     """
     node, lines = read_node(node_config, overrides)
     yield from guarded("Python", machine.check_python)
+    yield from guarded("user", container.check_user)
     yield from guarded("packages", lambda: packages.check_packages(node))
     yield from lines
     if node is None:
         yield Check("the rest", "skipped", "data, circuit, backend and jobs need a configuration that can be read")
     else:
         yield from guarded("disk", lambda: machine.check_disk(node.settings.folder))
+        yield from guarded("node folder", lambda: container.check_node_folder(node))
+    yield from guarded("temporary files", container.check_temporary)
+    yield from guarded("Flower's home", container.check_flower_home)
     yield from guarded("memory", lambda: machine.check_memory(node))
     yield from guarded("cores", machine.check_cores)
     if node is not None:
         yield from _check_work(node, offline=offline)
+    yield from guarded("certificates", lambda: container.check_keys(keys, RENEW_WITHIN))
     if superlink is not None and offline:
         yield Check("SuperLink", "skipped", "not asked (--offline)")
     elif superlink is not None:
@@ -59,9 +72,12 @@ def _check_work(node: Node, *, offline: bool) -> Iterator[Check]:
         check, rows = check_data(node)
         return check
 
+    yield from guarded("data volume", lambda: container.check_volume(node))
     yield from guarded("data", data)
     yield from guarded("circuit", lambda: quantum.check_circuit(node, rows.classes))
     yield from guarded("backend", lambda: quantum.check_backends(node, rows.classes))
+    yield from guarded("language model", lambda: container.check_models(node))
+    yield from guarded("run folders", lambda: container.check_runs(node))
     yield from guarded("IBM Quantum", lambda: ibm.check_ibm(node, rows, offline=offline))
     yield from guarded("ledger", lambda: ibm.check_ledger(node))
     yield from guarded("QPU budget", lambda: ibm.check_budget(node))

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm_qfl.cli.doctor import ibm, machine, packages, run
+from llm_qfl.cli.doctor import container, ibm, machine, packages, run
 from llm_qfl.cli.doctor.check import Check, guarded
 from llm_qfl.cli.main import app
 from llm_qfl.federation.errors import ConfigError, DataError
@@ -34,6 +34,14 @@ def write_rows(path, labels, value=lambda number: number):
     lines = [f"{value(number)},{number % 7},{label}" for number, label in enumerate(labels)]
     path.write_text("\n".join(["a,b,label", *lines]) + "\n")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path_factory, monkeypatch):
+    """Keys and Flower's home of the machine that runs the tests are not theirs."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path_factory.mktemp("flower")))
+    monkeypatch.setattr(container, "PLACES", ())
+    monkeypatch.setattr(container, "in_container", lambda: False)
 
 
 @pytest.fixture
@@ -99,7 +107,8 @@ def test_a_check_that_raises_does_not_stop_the_others(monkeypatch, site):
 
 def test_a_good_site_is_green_and_exit_code_0(site, tmp_path):
     lines = doctor("--node-config", site(), "--config", 'data.test="federated" quantum.qubits=2')
-    assert {line["status"] for line in lines.values()} == {"ok", "skipped"}
+    told = {name for name, line in lines.items() if line["status"] not in ("ok", "skipped")}
+    assert told == ({"user"} if os.geteuid() == 0 else set())
     assert lines["data"]["found"].endswith(
         "40 rows (25 train, 5 validation, 10 test), columns; 2 classes, 12 training rows in the smallest"
     )
