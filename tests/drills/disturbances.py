@@ -129,29 +129,42 @@ def slowed(scratch: Path, draw: random.Random, late: str) -> Row:
 
 
 def clock(scratch: Path, draw: random.Random) -> Row:
-    """The clock of a site jumps by hours."""
+    """The clock of a site jumps by hours, and is set right after a while."""
     return skewed(scratch, draw, "a site")
 
 
 def server_clock(scratch: Path, draw: random.Random) -> Row:
-    """The clock of the server jumps by hours."""
+    """The clock of the server jumps by hours, and is set right after a while."""
     return skewed(scratch, draw, "the server")
 
 
 def skewed(scratch: Path, draw: random.Random, who: str) -> Row:
-    """A clock is set wrong in mid-run, and stays so; what Flower gives up for it is lost, the run is not."""
-    hours = draw.choice((1, -1)) * draw.uniform(1, 12)
-    stage, clock = stage_of(scratch, PAIR, {}), scratch / "clock"
-    wrong = {"PYTHONPATH": str(Path(__file__).with_name("clock")), "DRILL_CLOCK": str(clock)}
+    """Flower signs what nodes ask with the time: with clocks apart a node is refused and ends.
+
+    It is started again, as by a container engine, until it is let in; a run that fails goes on by `server.resume`.
+    """
+    hours, seconds = draw.choice((1, -1)) * draw.uniform(1, 12), draw.uniform(10, 30)
+    stage, file = stage_of(scratch, PAIR, {"server.wait": 240.0}), scratch / "clock"
+    wrong = {"PYTHONPATH": str(Path(__file__).with_name("clock")), "DRILL_CLOCK": str(file)}
     with stage.processes:
         begin(stage, server=wrong if who == "the server" else {}, second=wrong if who == "a site" else {})
         draw_moment(stage, draw)
-        before, over = moment(stage), time.monotonic()
-        clock.with_suffix(".new").write_text(f"{3600 * hours}")
-        clock.with_suffix(".new").rename(clock)
-        folder = stage.wait_for_end()
-        what = f"clock of {who} {abs(hours):.0f} h {'ahead' if hours > 0 else 'behind'}"
-        return judge(what, stage, folder, Moment(before, over), must=False, note=lost(stage))
+        before, stage.tended = moment(stage), True
+        set_clock(file, 3600 * hours)
+        stage.pause(seconds)
+        set_clock(file, 0.0)
+        over = time.monotonic()
+        folder, resumed = stage.carry_on()
+        what = f"clock of {who} {abs(hours):.0f} h {'ahead' if hours > 0 else 'behind'} for {seconds:.0f} s"
+        note = f"resumed {resumed} times; {lost(stage)}"
+        return judge(what, stage, folder, Moment(before, over), must=False, note=note)
+
+
+def set_clock(file: Path, off: float) -> None:
+    """By so many seconds, for those who read the file."""
+    new = file.with_suffix(".new")
+    new.write_text(str(off))
+    new.rename(file)
 
 
 def full_disk(scratch: Path, draw: random.Random) -> Row:

@@ -78,11 +78,24 @@ class Replay(InMemoryGrid):
             if any((late["site"], late["of_round"]) == (site, number) for late in self._lines[later]["late"]):
                 self._due[task.metadata.message_id] = later
                 return reply
-        if site in self._lines.get(number + 1, {"busy": []})["busy"]:
-            return None  # nobody has heard of it since
+        freed = self._freed(site, number)
+        if freed is None:
+            return None
+        self._due[task.metadata.message_id] = freed
         error = Message(Error(8, "lost, as the ledger says"), reply_to=task)
         error.metadata.__dict__["_src_node_id"] = task.metadata.dst_node_id
         return error
+
+    def _freed(self, site: str, number: int) -> int | None:
+        """The round in which the server took a site's task of an earlier round for lost; None where it never did."""
+        later = [self._lines[one] for one in sorted(self._lines) if one > number]
+        busy = number
+        for line in later:
+            if site in line["plan"]["sites"]:
+                return busy
+            if site in line["busy"]:
+                busy = line["round"]
+        return None if busy > number else number
 
 
 class _Turner(Memory):

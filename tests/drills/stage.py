@@ -28,6 +28,7 @@ from llm_qfl.cli.processes import Processes, free_port
 from llm_qfl.federation.config import Scalar
 from llm_qfl.federation.errors import FederationError
 
+AGAIN = 10.0  # seconds from a start of a node that has ended to the next one
 SPREAD = 6.0  # seconds after a closed round, within which a disturbance falls: a round of real nodes takes about five
 CONFIG: Mapping[str, Scalar] = {
     "server.rounds": 4,
@@ -122,6 +123,10 @@ class Stage:
         self.children: dict[str, Popen[str]] = {}
         self.times: dict[int, float] = {}
         """Closed round -> when that was first seen, monotonic seconds."""
+        self.tended = False
+        """Nodes that end are started again, as a container engine does."""
+        self._tried: dict[str, float] = {}
+        self._more: dict[str, Mapping[str, str]] = {}
         self._life: Popen[str] | None = None
         self._lives = 0
 
@@ -151,11 +156,12 @@ class Stage:
             port: under which it finds the SuperLink; default: the SuperLink's own.
             more: of its environment.
         """
+        self._tried[site], self._more[site] = time.monotonic(), more or {}
         own, link = free_port(), f"127.0.0.1:{port or self.port}"
         command = ["flower-supernode", "--insecure", "--isolation", self.isolation, "--superlink", link]
         command += ["--host", "127.0.0.1", "--port", str(own), "--node-config", to_toml(self.nodes[site])]
-        environment = {**self.processes.environment, **(more or {})}
-        self.children[site] = self.processes.start(f"site-{site}", command, environment=environment)
+        env = {**self.processes.environment, **self._more[site]}
+        self.children[site] = self.processes.start(f"site-{site}", command, environment=env)
         if self.isolated:
             self.start_executor(site, f"127.0.0.1:{own}")
 
@@ -208,8 +214,11 @@ class Stage:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def look(self) -> None:
-        """Note when rounds are closed."""
+        """Note when rounds are closed; start again what is tended."""
         self.times.setdefault(self.closed, time.monotonic())
+        for site in self.sites if self.tended else ():
+            if self.children[site].poll() is not None and time.monotonic() > self._tried[site] + AGAIN:
+                self.start_node(site, more=self._more[site])
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Until it is so.
@@ -234,11 +243,23 @@ class Stage:
             self.look()
             time.sleep(min(0.1, left))
 
+    def carry_on(self) -> tuple[Path, int]:
+        """Until the run has reached its end; one that fails goes on by `server.resume`. The folder, and how often."""
+        times = 0
+        while True:
+            try:
+                return self.wait_for_end(), times
+            except FederationError:
+                if times == 3:
+                    raise
+                times += 1
+                self.submit(resume=self.folder)
+
     def wait_for_failure(self) -> None:
         """Until the run has ended before its end."""
         while self._life is not None and self._life.poll() is None:
             self.look()
-            if self.folder is not None and (self.folder / "report.html").exists():
+            if self._finished():
                 raise FederationError("the run came to its end")
             time.sleep(0.1)
 
@@ -249,10 +270,18 @@ class Stage:
 
     def wait_for_end(self) -> Path:
         """Until the run's page is written; the run folder."""
-        self.wait(lambda: self.folder is not None and (self.folder / "report.html").exists())
+        self.wait(self._finished)
         self.look()
         assert self.folder is not None
         return self.folder
+
+    def _finished(self) -> bool:
+        try:
+            assert self.folder is not None
+            status = json.loads((self.folder / "summary.json").read_text())["status"]
+        except (AssertionError, FileNotFoundError):
+            return False
+        return status != "failed" and (self.folder / "report.html").exists()
 
 
 def stage_of(scratch: Path, sites: Sequence[str], config: Mapping[str, Scalar], **more: bool) -> Stage:
