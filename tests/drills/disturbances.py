@@ -24,8 +24,8 @@ def draw_moment(stage: Stage, draw: random.Random, last: int = 3) -> None:
     """Wait for the drawn moment: after some round, within about as long as the next one takes."""
     number = draw.randrange(0, last)
     stage.wait_for_round(number)
-    took = stage.times[number] - stage.times.get(number - 1, stage.times[number]) if number else 0.0
-    stage.pause(draw.random() * max(took, SPREAD))
+    now, before = stage.times.get(number, 0.0), stage.times.get(number - 1, 0.0)
+    stage.pause(draw.random() * (now - before if number and before else SPREAD))
 
 
 def site_executor(scratch: Path, draw: random.Random) -> Row:

@@ -62,6 +62,11 @@ class Relay:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.CancelledError):  # at the end, of which asyncio would complain
+            await self._through(reader, writer)
+
+    async def _through(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Both directions of a connection, to its end."""
         first = b""
         if not self._whole.is_set():
             await self._whole.wait()

@@ -231,6 +231,7 @@ class Stage:
             if self._life is not None and self._life.poll() is not None and not ready():
                 raise FederationError(f"the run ended before what was waited for: {self.said[-2000:]}")
             time.sleep(0.1)
+        self.look()
 
     def wait_for_round(self, closed: int) -> None:
         """Until so many rounds are closed."""
