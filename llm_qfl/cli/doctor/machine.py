@@ -23,6 +23,12 @@ MIB, GIB = 2**20, 2**30
 LEAST_DISK, SCARCE_DISK = 100 * MIB, GIB
 SCARCE_MEMORY = GIB
 CONNECT_SECONDS = 5.0
+CGROUP = Path("/sys/fs/cgroup")
+MEMORY = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and statistics of a container's memory: control groups of version 2, then of version 1."""
 _COMPLEX_BYTES, _STATES = 16, 3  # an adjoint gradient holds the state, a bra and a copy
 
 
@@ -100,9 +106,11 @@ def available_memory() -> tuple[int, int]:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    most, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if most is not None and most < total:
-        total, free = most, min(free, max(most - (used or 0), 0))
+    for names in MEMORY:
+        most, used = (_number(CGROUP / name) for name in names[:2])
+        if most is not None and most < total:
+            held = max((used or 0) - _reclaimable(CGROUP / names[2]), 0)
+            total, free = most, min(free, max(most - held, 0))
     return free, total
 
 
@@ -111,10 +119,29 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def _reclaimable(path: Path) -> int:
+    """Bytes of files that the kernel drops when they are wanted: they count as used, and are not."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
+
+
 def check_cores() -> Check:
     """How many cores this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check("cores", "ok", f"{usable} usable of {os.cpu_count()}")
+    quota = cpu_quota()
+    limit = "" if quota is None or quota >= usable else f", for {quota:g} of their time (the container's limit)"
+    return Check("cores", "ok", f"{usable} usable of {os.cpu_count()}{limit}")
+
+
+def cpu_quota() -> float | None:
+    """Processors' worth of time that a container may use; None where there is no limit."""
+    whole = CGROUP / "cpu.max"
+    if whole.is_file():
+        quota, period = whole.read_text().split()
+        return int(quota) / int(period) if quota.isdigit() else None
+    found, period_us = (_number(CGROUP / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return found / period_us if found and period_us else None
 
 
 def check_superlink(address: str) -> Check:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llm_qfl.cli.doctor import container
+from llm_qfl.cli.doctor import container, machine
 from llm_qfl.cli.doctor.run import read_node
 from llm_qfl.cli.main import app
 
@@ -170,6 +170,54 @@ def test_models_of_a_site_and_of_the_server(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.crt"))
     served, _ = read_node(f'site="a" data-path="x" folder="{tmp_path}"', ['language.models-url="https://proxy/models"'])
     assert container.check_models(served).status == "fail"
+
+
+# The limits of a container
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_s_limits_are_those_that_count(tmp_path, monkeypatch, version):
+    """4 GiB, of which 3 are in use, 2 of these by files that are dropped when room is wanted; half a processor."""
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    if machine.available_memory()[0] < 5 * GIB:
+        pytest.skip("this machine has less than the container")
+    files = {
+        1: {
+            "memory/memory.limit_in_bytes": 4 * GIB,
+            "memory/memory.usage_in_bytes": 3 * GIB,
+            "memory/memory.stat": f"cache 1\ninactive_file 5\ntotal_inactive_file {2 * GIB}\n",
+            "cpu/cpu.cfs_quota_us": 50000,
+            "cpu/cpu.cfs_period_us": 100000,
+        },
+        2: {
+            "memory.max": 4 * GIB,
+            "memory.current": 3 * GIB,
+            "memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",
+            "cpu.max": "50000 100000",
+        },
+    }[version]
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    assert machine.available_memory() == (3 * GIB, 4 * GIB)
+    assert machine.cpu_quota() == 0.5
+    assert "for 0.5 of their time" in machine.check_cores().found
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"memory.max": "max", "cpu.max": "max 100000"}, {"cpu/cpu.cfs_quota_us": -1, "cpu/cpu.cfs_period_us": 1}, {}],
+)
+def test_without_limits_the_machine_counts(tmp_path, monkeypatch, files):
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert machine.cpu_quota() is None
+    assert machine.available_memory()[1] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # The whole, as a container runs it
