@@ -1,10 +1,10 @@
 """Does distillation help? `python -m experiments.distillation [--seeds N] [--keep FILE] [--tasks ...] [--print-only]`.
 
-Lambda 0, .1, .3, .5 with the site's tuned language model as teacher, its soft labels shuffled over the site's rows,
-and uniform ones: the real strategy and the real client round, a fixed plan of equal evaluations for all, on tweets,
-where the teacher is the better one, and on breast-cancer, where it is not. A killed run continues: every finished
-(task, seed, arm) is a line of the file that `--keep` names; rows and recordings lie in the folder `--work`. They come
-from private rows: keep it so.
+Lambda 0, .1, .3, .5 with the site's own tuned language model as teacher, with the federation's, with soft labels
+shuffled over the site's rows, and with uniform ones: the real strategy and the real client round, a fixed plan of equal
+evaluations for all, on tweets, where the teacher knows more than the QNN, and on breast-cancer, where it knows less. A
+killed run continues: every finished (task, seed, arm) is a line of the file that `--keep` names; rows and recordings
+lie in the folder `--work`. They come from private rows: keep it so.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def run_missing(wanted: Sequence[tuple[str, int, Arm]], keep: Path, places: Plac
                 continue
             world, recording = open_once(name, split)
             found = run_one(world, recording, arm, seed)
-            told = {part: json.loads(recording.about[part]) for part in ("validation", "test")}
+            told = {who: json.loads(recording.about[who]) for who in ("own", "averaged")}
             about = {"task": name, "seed": seed, "split": split, "arm": arm.name, "tuning": places.tuning.name}
             file.write(json.dumps({**about, **found, "teacher": told}) + "\n")
             file.flush()

@@ -78,12 +78,13 @@ def table_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def task_lines(task: str, rows: Sequence[Row]) -> list[str]:
-    """One table, with what teacher and student are worth above it."""
+    """One table, with what teachers and student are worth above it."""
     seeds, splits = {row["seed"] for row in rows}, {row["split"] for row in rows}
     lines = [
         f"#### {task} ({len(seeds)} seeds, {len(splits)} splits)",
         "",
-        standing(rows),
+        *standing(rows),
+        "",
         f"A run costs {spent(rows)}, the same in every arm.",
         "",
         "| teacher | lambda | test accuracy | macro-recall | NLL, nats | NLL less that of lambda 0 | by split | "
@@ -114,26 +115,20 @@ def by_split(rows: Sequence[Row], arm: Mapping[int, float], plain: Mapping[int, 
     return ", ".join(f"{np.mean(values):+.3f}" for _, values in sorted(found.items()))
 
 
-def standing(rows: Sequence[Row]) -> str:
-    """Teacher and student (lambda 0) on the same rows: is the teacher the better one?"""
+def standing(rows: Sequence[Row]) -> list[str]:
+    """Teachers and student (lambda 0) on the same rows, as a table."""
     plain = [row for row in rows if row["arm"] == NONE.name]
-    texts = []
-    for part, name in (("validation", "the sites' validation rows"), ("test", "the test rows")):
-        values = {
-            "teacher": [row["teacher"][part] for row in plain],
-            "student": [row[part] for row in plain],
+    lines = ["| who, on which rows | NLL, nats | accuracy | macro-recall |", "|---|---|---|---|"]
+    for part, title in (("validation", "the sites' validation rows"), ("test", "the test rows")):
+        people = {
+            "language models, each site's own": [row["teacher"]["own"][part] for row in plain],
+            "language model, averaged": [row["teacher"]["averaged"][part] for row in plain],
+            "QNN, lambda 0": [row[part] for row in plain],
         }
-        told = {
-            who: {key: float(np.mean([one[key] for one in found])) for key in ("nll", "accuracy", "recall")}
-            for who, found in values.items()
-        }
-        better = "better" if told["teacher"]["nll"] < told["student"]["nll"] else "worse"
-        both = ", ".join(
-            f"{who} {one['nll']:.3f} nats, accuracy {one['accuracy']:.3f}, macro-recall {one['recall']:.3f}"
-            for who, one in told.items()
-        )
-        texts.append(f"On {name} the teacher is the {better} one by NLL: {both}.")
-    return " ".join(texts)
+        for who, found in people.items():
+            cells = [f"{np.mean([one[key] for one in found]):.3f}" for key in ("nll", "accuracy", "recall")]
+            lines.append(f"| {who}, {title} | {' | '.join(cells)} |")
+    return lines
 
 
 def spent(rows: Sequence[Row]) -> str:

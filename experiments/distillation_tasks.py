@@ -21,8 +21,10 @@ from simulation.policy_world import Case
 if TYPE_CHECKING:
     from llm_qfl.federation.setup import Setup
 
-Kind = Literal["true", "shuffled", "uniform"]
+Kind = Literal["true", "averaged", "shuffled", "uniform"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OWN, AVERAGED = 1, 2
+"""Parts of a recording: what a site's own adapter says, just tuned, as in a run; and what their average says."""
 WEIGHTS = (0.1, 0.3, 0.5)
 FIRST_SEED = 42
 SITES, ALPHA, ROUNDS, STEPS = 4, 0.5, 20, 10
@@ -61,7 +63,7 @@ class Tuning:
             every=1,
             steps=self.steps,
             dtype="float32",
-            columns=6,
+            columns=5,
             prompt=QUESTION if rows == "tweets" else "auto",
         )
 
@@ -141,16 +143,17 @@ def taught(recording: Recording, kind: str, seed: int) -> Recording:
     """The teacher of a kind, from the first round on and to the last.
 
     Args:
-        recording: what was recorded; the last language round counts.
-        kind: `true`; `shuffled` (every site's soft labels dealt anew to its rows: what a teacher says of the classes'
-            shares, and nothing of a row) or `uniform` (1 / classes: label smoothing).
+        recording: with the parts `OWN` and `AVERAGED`.
+        kind: `true` (the site's own adapter), `averaged` (the federation's), `shuffled` (the site's own, every soft
+            label dealt anew to some row of the site: it tells the classes' shares, and nothing of a row) or `uniform`
+            (1 / classes: label smoothing).
         seed: of the shuffling.
 
     Raises:
         FederationError: no such kind.
     """
-    last = max(recording.labels)
-    labels: Mapping[str, Array] = recording.labels[last]
+    part = AVERAGED if kind == "averaged" else OWN
+    labels: Mapping[str, Array] = recording.labels[part]
     if kind == "shuffled":
         labels = {
             site: soft[stream(seed, site, 0, "distillation/shuffled").permutation(len(soft))]
@@ -158,9 +161,9 @@ def taught(recording: Recording, kind: str, seed: int) -> Recording:
         }
     elif kind == "uniform":
         labels = {site: np.full_like(soft, 1 / soft.shape[1]) for site, soft in labels.items()}
-    elif kind != "true":
+    elif kind not in KINDS:
         raise FederationError(f"distillation: expected a teacher among {', '.join(KINDS)}, got {kind!r}")
-    return replace(recording, losses={1: recording.losses[last]}, labels={1: labels}, kind=kind)
+    return replace(recording, losses={1: recording.losses[part]}, labels={1: labels}, kind=kind)
 
 
 def split_of(seed: int, splits: int) -> int:

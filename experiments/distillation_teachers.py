@@ -1,8 +1,9 @@
 """Teachers of the distillation table: every site's tuned language model, and what it says of the site's rows.
 
 The language part of a run through its own classes (server, exported model, sites; as in the tweet tables): a few
-rounds of tuning and averaging before the QNN's first round, at the end of which every site keeps the adapter that it
-has just tuned, as in a run. States of frozen layers lie in the folder `states` and come from private rows.
+rounds of tuning and averaging before the QNN's first round. What a site's own adapter says when it has just been tuned
+is the teacher of a run; what the average of the last round says is kept beside it. States of frozen layers lie in the
+folder `states` and come from private rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client_app.data import site_rows
-from experiments.distillation_tasks import Task, Tuning, metrics
+from experiments.distillation_tasks import AVERAGED, OWN, Task, Tuning, metrics
 from experiments.tweets_data import FILES, WORDS
 from experiments.tweets_states import Client, Server, States
 from llm_qfl.federation.data.prompts import read_strings
@@ -194,7 +195,18 @@ def record_teachers(task: Task, world: World, work: Path, tuning: Tuning) -> Rec
             values = server.receive(update.arrays, sent.adapter_digest)
             answers.append((values, sent.adapter_digest, float(len(rows[site]))))
         server.aggregate(answers)
-    return _said(clients, reading, {"tuning": tuning.name, "rows": task.rows, "split": str(split)})
+    own = _said(clients, reading)
+    sent = server.broadcast(emulator=False)
+    for client in clients.values():
+        client.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
+    averaged = _said(clients, reading)
+    parts = {OWN: own, AVERAGED: averaged}
+    about = {"tuning": tuning.name, "rows": task.rows, "split": str(split)}
+    return Recording(
+        {part: said.losses for part, said in parts.items()},
+        {part: said.labels for part, said in parts.items()},
+        {**about, "own": json.dumps(own.scores), "averaged": json.dumps(averaged.scores)},
+    )
 
 
 def make_clients(server: Server, states: SharedStates, sites: list[str]) -> dict[str, Client]:
@@ -206,8 +218,22 @@ def make_clients(server: Server, states: SharedStates, sites: list[str]) -> dict
     return {site: Client(copy, server.config, states) for site, copy in zip(sites, copies, strict=True)}
 
 
-def _said(clients: Mapping[str, Client], reading: Reading, about: Mapping[str, str]) -> Recording:
-    """Soft labels and losses of the sites' own adapters; pooled scores on validation and on test rows."""
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What the sites' language models say at one moment.
+
+    Attributes:
+        losses: L_i by site, nats.
+        labels: soft labels of the training rows by site.
+        scores: metrics of the sites' validation rows, and of the test rows, which every site's model scores.
+    """
+
+    losses: Mapping[str, float]
+    labels: Mapping[str, Array]
+    scores: Mapping[str, Mapping[str, float | None]]
+
+
+def _said(clients: Mapping[str, Client], reading: Reading) -> Said:
     losses: dict[str, float] = {}
     labels: dict[str, Array] = {}
     found: dict[str, Scores] = {}
@@ -220,5 +246,4 @@ def _said(clients: Mapping[str, Client], reading: Reading, about: Mapping[str, s
             found[name] = found[name] + scores if name in found else scores
             if name == "validation" and scores.loss is not None:
                 losses[site] = scores.loss
-    told = {name: json.dumps(metrics(scores)) for name, scores in found.items()}
-    return Recording({1: losses}, {1: labels}, {**about, **told})
+    return Said(losses, labels, {name: metrics(scores) for name, scores in found.items()})

@@ -1,6 +1,5 @@
 """The distillation table by hand: teachers, pairing, equal evaluations; and that lambda and soft labels do arrive."""
 
-import json
 import math
 
 import numpy as np
@@ -8,25 +7,26 @@ import pytest
 
 from experiments.distillation import chosen, jobs, play, run_one
 from experiments.distillation_table import by_seed, paired, table_lines
-from experiments.distillation_tasks import ARMS, FIRST_SEED, NONE, TASKS, Arm, Tuning, split_of, taught
+from experiments.distillation_tasks import ARMS, AVERAGED, FIRST_SEED, NONE, OWN, TASKS, Arm, Tuning, split_of, taught
 from llm_qfl.federation.errors import FederationError
 from simulation.policy_tables import write_table
 from simulation.policy_teachers import NoTeacher, Recording, stand_in
 from simulation.policy_world import Case, open_world
 
 SOFT = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
-RECORDING = Recording({1: {"a": 0.9}, 3: {"a": 0.4}}, {1: {"a": SOFT[::-1]}, 3: {"a": SOFT}})
+RECORDING = Recording({OWN: {"a": 0.4}, AVERAGED: {"a": 0.9}}, {OWN: {"a": SOFT}, AVERAGED: {"a": SOFT[::-1]}})
 
 
 def test_every_arm_of_the_issue_is_there():
-    assert len(ARMS) == 10
+    assert len(ARMS) == 13
     assert {arm.weight for arm in ARMS} == {0.0, 0.1, 0.3, 0.5}
-    assert {arm.kind for arm in ARMS if arm != NONE} == {"true", "shuffled", "uniform"}
+    assert {arm.kind for arm in ARMS if arm != NONE} == {"true", "averaged", "shuffled", "uniform"}
 
 
 def test_kinds_of_teachers():
-    for server_round in (1, 7, 40):  # the last language round, from the first round on
+    for server_round in (1, 7, 40):  # from the first round on
         np.testing.assert_array_equal(taught(RECORDING, "true", 0).soft("a", server_round), SOFT)
+        np.testing.assert_array_equal(taught(RECORDING, "averaged", 0).soft("a", server_round), SOFT[::-1])
     shuffled = taught(RECORDING, "shuffled", 0).soft("a", 1)
     assert sorted(map(tuple, shuffled)) == sorted(map(tuple, SOFT))
     assert any(not np.array_equal(taught(RECORDING, "shuffled", seed).soft("a", 1), shuffled) for seed in (1, 2, 3))
@@ -56,7 +56,10 @@ def line(arm, seed, nll, accuracy=0.5, evaluations=100, split=FIRST_SEED, tuning
         "validation": score,
         "evaluations": evaluations,
         "circuits": 10 * evaluations,
-        "teacher": {"validation": {**score, "nll": 0.55}, "test": {**score, "nll": 0.75}},
+        "teacher": {
+            "own": {"validation": {**score, "nll": 0.55}, "test": {**score, "nll": 0.75}},
+            "averaged": {"validation": {**score, "nll": 0.65}, "test": {**score, "nll": 0.45}},
+        },
     }
 
 
@@ -84,12 +87,12 @@ def test_pairs_are_of_one_seed():
         paired({1: 0.2}, {2: 0.1})
 
 
-def test_the_table_says_who_is_the_better_one_and_what_a_run_costs():
+def test_the_table_says_who_is_how_good_and_what_a_run_costs():
     text = "\n".join(table_lines(ROWS))
     assert "#### breast-cancer (3 seeds, 2 splits)" in text
-    assert "On the sites' validation rows the teacher is the better one by NLL: teacher 0.550 nats" in text
-    assert "On the test rows the teacher is the worse one by NLL: teacher 0.750 nats" in text
-    assert "student 0.700 nats" in text
+    assert "| language models, each site's own, the sites' validation rows | 0.550 | 0.500 | 0.500 |" in text
+    assert "| language model, averaged, the test rows | 0.450 |" in text
+    assert "| QNN, lambda 0, the test rows | 0.700 |" in text
     assert "100 evaluations (1,000 circuits), the same in every arm" in text
     true = next(one for one in text.splitlines() if one.startswith("| true | 0.3 |"))
     assert "| -0.100, +0.200 |" in true  # by split
@@ -128,8 +131,7 @@ def world(tmp_path_factory):
 
 def test_soft_labels_reach_the_loss_and_only_with_a_weight(world):
     recording = stand_in(1.0, every=2)(world)
-    told = {part: json.dumps({"nll": 0.5}) for part in ("validation", "test")}
-    recording = Recording(recording.losses, recording.labels, told)
+    recording = Recording({OWN: recording.losses[1]}, {OWN: recording.labels[1]})
     found = {arm: run_one(world, recording, arm, 42) for arm in (NONE, TRUE, Arm(0.3, "shuffled"))}
     assert len({one["evaluations"] for one in found.values()}) == 1
     assert len({one["test"]["nll"] for one in found.values()}) == 3
