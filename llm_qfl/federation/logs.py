@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ FIELDS = "fields"
 """Key of `extra` in which a log call names its figures: `log.info("round closed", extra={FIELDS: {"accepted": 4}})`."""
 MOST_FRAMES = 8
 _FIRST = '{"time": "'
+_TRACEBACK = "Traceback (most recent call last):"
+_FRAME = re.compile(r'^ *File "([^"]+)", line (\d+), in (.+)$', re.MULTILINE)
 
 Fields = Mapping[str, Any]
 _ABOUT: ContextVar[Fields | None] = ContextVar("about", default=None)
@@ -96,7 +99,7 @@ def told(error: BaseException) -> str:
         return f"{name}: {error}"
     if isinstance(error, OSError) and error.strerror:
         return f"{name}: {error.strerror}" + (f": {error.filename}" if error.filename else "")
-    return f"{name} (its text may quote a row and is not logged; llm-qfl doctor at the site tells more)"
+    return f"{name} (its text may quote a row and is not logged; LLM_QFL_LOG=text shows it)"
 
 
 class JsonHandler(logging.Handler):
@@ -136,7 +139,16 @@ class JsonFormatter(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message with its arguments in; exceptions among them as they may be told."""
+    """The message with its arguments in, and exceptions as they may be told; a traceback is its places alone."""
+    text = _written(record)
+    before, found, trace = text.partition(_TRACEBACK)
+    if not found:
+        return text
+    places = [_place(file, int(line), name) for file, line, name in _FRAME.findall(trace)]
+    return f"{before}traceback: {', '.join(places[-MOST_FRAMES:])}"
+
+
+def _written(record: logging.LogRecord) -> str:
     if isinstance(record.msg, BaseException):
         return told(record.msg)
     if not record.args:
@@ -158,9 +170,13 @@ def _places(trace: TracebackType | None) -> list[str]:
     found: list[str] = []
     while trace is not None:
         code = trace.tb_frame.f_code
-        found.append(f"{'/'.join(Path(code.co_filename).parts[-2:])}:{trace.tb_lineno} {code.co_name}")
+        found.append(_place(code.co_filename, trace.tb_lineno, code.co_name))
         trace = trace.tb_next
     return found[-MOST_FRAMES:]
+
+
+def _place(file: str, line: int, name: str) -> str:
+    return f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  whatever JSON takes

@@ -4,7 +4,9 @@ import errno
 import json
 import logging
 import os
+import re
 import threading
+import traceback
 from datetime import datetime
 
 import pytest
@@ -102,6 +104,20 @@ def test_arguments_that_do_not_fit_are_not_shown(message, arguments):
     record = logging.LogRecord("x", logging.INFO, "", 0, message, arguments, None)
     line = json.loads(logs.JsonFormatter().format(record))
     assert line["message"] == f"{message} (its arguments do not fit)"
+
+
+def test_a_traceback_in_a_message_loses_its_texts(json_logs):
+    """Flower logs `traceback.format_exc()` as a message."""
+    try:
+        raise ValueError(f"cannot convert {SECRET}\nin two lines of {SECRET}")
+    except ValueError:
+        logging.getLogger("flwr").error(f"it broke\n{traceback.format_exc()}")
+        logging.getLogger("flwr").error("%s", traceback.format_exc())
+    first, second = json_logs()
+    assert SECRET not in json.dumps([first, second])
+    where = r"federation/test_logs\.py:\d+ test_a_traceback_in_a_message_loses_its_texts"
+    assert re.fullmatch(rf"it broke\ntraceback: {where}", first["message"])
+    assert re.fullmatch(rf"traceback: {where}", second["message"])
 
 
 @given(st.text(st.characters(codec="utf-8")))
