@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from stage import SPREAD, Stage, kill_tree, stage_of
 from llm_qfl.federation.config import Scalar
 
 PAIR = ("alpha", "beta")
-PATIENCE = 60.0  # seconds after which Flower takes a silent node for gone (twice its heartbeat)
+HEARTBEAT = 30.0  # seconds between a node's signs of life
+PATIENCE = 2 * HEARTBEAT  # after which Flower takes a silent node for gone
 
 
 def draw_moment(stage: Stage, draw: random.Random, last: int = 3) -> None:
@@ -69,8 +71,9 @@ def short_cut(scratch: Path, draw: random.Random) -> Row:
 
 def long_cut(scratch: Path, draw: random.Random) -> Row:
     """A node is cut from the network until Flower takes it for gone; the run goes on without it, and with it again."""
-    seconds = PATIENCE + draw.uniform(5, 15)
-    return cut(scratch, draw, seconds, {"server.rounds": 12, "server.deadline": deadline()}, must=False)
+    seconds, start = PATIENCE + draw.uniform(5, 15), start_seconds()
+    rounds = 3 + math.ceil((seconds + HEARTBEAT) / (4 + 1.5 * start))
+    return cut(scratch, draw, seconds, {"server.rounds": rounds, "server.deadline": deadline(start)}, must=False)
 
 
 def cut(scratch: Path, draw: random.Random, seconds: float, config: Mapping[str, Scalar], *, must: bool) -> Row:
@@ -89,11 +92,16 @@ def cut(scratch: Path, draw: random.Random, seconds: float, config: Mapping[str,
         return judge(what, stage, folder, Moment(before, over), must=must, note=note)
 
 
-def deadline() -> float:
-    """Seconds within which a site of this machine, as busy as it is now, has answered; one ten times slower has not."""
+def start_seconds() -> float:
+    """How long a ClientApp takes to start on this machine, as busy as it is now."""
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import client_app.round, client_app.work, qiskit"], check=True, timeout=120)
-    return 10 + 6 * (time.monotonic() - began)
+    return time.monotonic() - began
+
+
+def deadline(start: float) -> float:
+    """Seconds within which a site has answered, and one ten times slower has not."""
+    return 10 + 6 * start
 
 
 def slow(scratch: Path, draw: random.Random) -> Row:
@@ -108,7 +116,7 @@ def slow_dropped(scratch: Path, draw: random.Random) -> Row:
 
 def slowed(scratch: Path, draw: random.Random, late: str) -> Row:
     """Rounds keep to their deadline and have their quorum without the slow one."""
-    limit = deadline()
+    limit = deadline(start_seconds())
     stage = stage_of(scratch, PAIR, {"server.rounds": 10, "server.deadline": limit, "server.late": late})
     with stage.processes:
         begin(stage)
