@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import kill_server
 from judge import Moment, Row, judge, moment
 from relay import Relay
 from slower import Slower
@@ -28,6 +29,34 @@ def draw_moment(stage: Stage, draw: random.Random, last: int = 3) -> None:
     stage.wait_for_round(number)
     now, before = stage.times.get(number, 0.0), stage.times.get(number - 1, 0.0)
     stage.pause(draw.random() * (now - before if number and before else SPREAD))
+
+
+def node(scratch: Path, draw: random.Random) -> Row:
+    """A SuperNode dies with all that it runs, before, in or after training as it comes, and is started again.
+
+    Without a key of its own it has another id then; the server takes it for the site that it says it is.
+    """
+    stage = stage_of(scratch, PAIR, {})
+    with stage.processes:
+        begin(stage)
+        draw_moment(stage, draw)
+        kill_tree(stage.children["beta"])
+        before = moment(stage)
+        stage.pause(draw.uniform(1, 5))
+        stage.start_node("beta")
+        over = time.monotonic()
+        folder = stage.wait_for_end()
+        return judge("SuperNode killed", stage, folder, Moment(before, over), must=False, note=lost(stage))
+
+
+def server(scratch: Path, draw: random.Random) -> Row:
+    """The ServerApp is killed, then the SuperLink with it: see `kill_server.py`."""
+    stage = stage_of(scratch, PAIR, {"server.rounds": kill_server.ROUNDS})
+    folder, kills = kill_server.drill(stage, draw)
+    equal = kill_server.verdict(stage, folder, kills)
+    waits, closed = " and ".join(f"{one.again:.0f} s" for one in kills), [one.closed for one in kills]
+    note = f"went on after rounds {closed[0]} and {closed[1]}: {waits}"
+    return Row("ServerApp killed, then SuperLink", closed[-1], 0, kills[-1].again, equal, equal, True, note)
 
 
 def site_executor(scratch: Path, draw: random.Random) -> Row:
@@ -239,6 +268,8 @@ def lost(stage: Stage) -> str:
 
 
 KINDS: dict[str, Callable[[Path, random.Random], Row]] = {
+    "node": node,
+    "server": server,
     "superexec": site_executor,
     "superexec-server": server_executor,
     "cut": short_cut,

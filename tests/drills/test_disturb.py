@@ -1,4 +1,7 @@
-"""Every disturbance once; by hand: `python tests/drills/disturb.py [--kind KIND] [--seed N]`."""
+"""Disturbances, each once; by hand, and all of them: `python tests/drills/disturb.py [--kind KIND] [--seed N]`.
+
+The server's death has a test of its own; what differs from one of these in little is left to `make drills`.
+"""
 
 import re
 import subprocess
@@ -8,7 +11,8 @@ from pathlib import Path
 import pytest
 
 DRILL = Path(__file__).with_name("disturb.py")
-KINDS = ("superexec", "superexec-server", "cut", "cut-long", "disk", "clock", "server-clock", "slow", "slow-dropped")
+KINDS = ("node", "superexec", "cut", "disk", "clock", "slow")
+BY_HAND = ("server", "superexec-server", "cut-long", "server-clock", "slow-dropped")
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(660)]
 
@@ -24,11 +28,11 @@ def test_a_disturbed_federation_loses_no_closed_round_and_ends_where_it_must(kin
     assert re.search(r"\d passed, 0 failed", done.stdout)
 
 
-def test_every_disturbance_is_drilled():
+def test_no_disturbance_is_forgotten():
     done = subprocess.run(
         [sys.executable, str(DRILL), "--list"], check=True, capture_output=True, text=True, timeout=60
     )
-    assert tuple(done.stdout.split()) == KINDS
+    assert sorted(done.stdout.split()) == sorted(KINDS + BY_HAND)
 
 
 def may_mount() -> bool:
