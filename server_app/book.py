@@ -21,6 +21,7 @@ from server_app.language import LanguageSession
 from server_app.language_end import save as save_language
 from server_app.language_json import about_json, card_lines, language_json
 from server_app.ledger import Json, Ledger, read_lines, round_line, scores_json
+from server_app.lines import left_out_notes
 from server_app.metrics import RunMetrics
 from server_app.privacy import privacy_json
 from server_app.progress import Progress
@@ -63,6 +64,8 @@ class FolderBook:
         self._ledger.checkpoint.document("opened", document, number)
         self._ledger.write_json("config.json", about)
         self._metrics = _metrics(self.run_id, opened, len(about["sites"]))
+        for note in left_out_notes(opened.roll.left_out):
+            self._display.note(note)
         self._display.start(opened.config, about["sites"])
 
     def close_round(self, summary: RoundSummary, state: GlobalState) -> None:

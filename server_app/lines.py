@@ -29,6 +29,14 @@ def head_lines(config: RunConfig, sites: Sequence[Json]) -> list[str]:
     ]
 
 
+def left_out_notes(left_out: Json) -> list[str]:
+    """Who has no part in the run, and why (the first few)."""
+    notes = [f"left out {clean(site)}: {clean(reason)}" for site, reason in sorted(left_out.items())[:MOST_REASONS]]
+    if len(left_out) > MOST_REASONS:
+        notes.append(f"... and {len(left_out) - MOST_REASONS} more are left out, in config.json")
+    return notes
+
+
 def round_cells(line: Json, rounds: int) -> tuple[str, ...]:
     """One round as the cells of the display's columns; late replies after a plus."""
     validation: Json = line.get("validation") or {}

@@ -112,8 +112,9 @@ class JsonHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
         try:
-            sys.stderr.write(self.format(record) + "\n")
-            sys.stderr.flush()
+            if record.msg or record.exc_info:  # Flower writes empty lines for the eye
+                sys.stderr.write(self.format(record) + "\n")
+                sys.stderr.flush()
         except Exception:  # noqa: BLE001  as every handler of the standard library: a log line must not end a run
             self.handleError(record)
 

@@ -59,6 +59,7 @@ def test_flower_s_lines_are_objects_too_and_come_once(json_logs):
     logs.configure()  # a second time adds nothing
     log(logging.ERROR, "handler failed: %s", RecordError("meta: expected a site"))
     log(logging.DEBUG, "not asked for")
+    log(logging.INFO, "")  # an empty line for the eye
     (line,) = json_logs()
     assert (line["logger"], line["level"]) == ("flwr", "error")
     assert line["message"] == "handler failed: RecordError: meta: expected a site"

@@ -10,7 +10,7 @@ from rich.console import Console
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import ConfigError
 from server_app.display import LiveDisplay, PlainDisplay, SilentDisplay, make_display
-from server_app.lines import clean, result_lines, round_cells, round_notes, size
+from server_app.lines import clean, left_out_notes, result_lines, round_cells, round_notes, size
 
 
 class Terminal(io.StringIO):
@@ -52,6 +52,13 @@ def test_what_went_wrong_is_said_and_cannot_move_the_cursor(run_folder, tmp_path
     assert "rejected site-0000: bad" in text
     assert "and 1 more" in text
     assert "\x1b" not in text
+
+
+def test_who_is_left_out_is_said_for_the_first_few():
+    found = left_out_notes({f"site-{n}": "bad\x1b[2J" for n in range(5)})
+    assert found[0] == "left out site-0: bad\N{REPLACEMENT CHARACTER}[2J"
+    assert found[-1] == "... and 2 more are left out, in config.json"
+    assert left_out_notes({}) == []
 
 
 @pytest.mark.parametrize("options", [{"validation": False, "rounds": 2}, {"accept": False, "rounds": 2}])

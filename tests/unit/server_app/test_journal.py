@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 
@@ -64,7 +65,8 @@ def test_a_failure_is_told_as_an_exception_may_be(json_logs, error, told):
     assert str(error) in shown.getvalue()
 
 
-def test_sites_say_what_they_answered_for_which_run_and_round(json_logs, tmp_path):
+@pytest.mark.usefixtures("json_logs")
+def test_sites_say_what_they_answered_for_which_run_and_round(tmp_path, capsys):
     rows = tmp_path / "rows.csv"
     lines = [f"{n},{n % 7},{'sick' if n % 2 else 'well'}" for n in range(60)]
     rows.write_text("\n".join(["a,b,label", *lines]) + "\n")
@@ -76,9 +78,11 @@ def test_sites_say_what_they_answered_for_which_run_and_round(json_logs, tmp_pat
     ]
     config = {"server.rounds": 1, "quantum.qubits": 2, "quantum.layers": 1, "training.steps": 1}
     config |= {"data.test": "federated", "server.wait": 1.0}
-    made = run_federation(config, nodes=nodes)
+    made = run_federation(config, nodes=nodes, output=tmp_path / "runs", show="plain")
     assert "bad" not in made.finished.opened.roll.nodes
-    found = json_logs()
+    seen = capsys.readouterr()
+    assert re.search(r"^left out node \d+: DataError", seen.out, re.MULTILINE)
+    found = [json.loads(line) for line in seen.err.splitlines()]
     assert SECRET not in json.dumps(found)
     answered = [line for line in found if line["message"] == "answered"]
     assert {(line["site"], line["kind"]) for line in answered} == {
