@@ -23,7 +23,7 @@ HEARTBEAT = 30.0  # seconds between a node's signs of life
 PATIENCE = 2 * HEARTBEAT  # after which Flower takes a silent node for gone
 
 
-def draw_moment(stage: Stage, draw: random.Random, last: int = 3) -> None:
+def draw_moment(stage: Stage, draw: random.Random, last: int = 2) -> None:
     """Wait for the drawn moment: after some round, within about as long as the next one takes."""
     number = draw.randrange(0, last)
     stage.wait_for_round(number)

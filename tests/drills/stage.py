@@ -31,7 +31,7 @@ from llm_qfl.federation.errors import FederationError
 AGAIN = 10.0  # seconds from a start of a node that has ended to the next one
 SPREAD = 6.0  # seconds after a closed round, within which a disturbance falls: a round of real nodes takes about five
 CONFIG: Mapping[str, Scalar] = {
-    "server.rounds": 4,
+    "server.rounds": 3,
     "server.deadline": 240.0,
     "language.model": "none",
     "data.test": "federated",
