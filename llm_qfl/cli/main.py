@@ -211,9 +211,13 @@ def prune(
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Also runs that were interrupted and could go on.")
     ] = False,
+    models: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also compressed models: FLWR_HOME/llm-qfl/models.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, say what would go.")] = False,
 ) -> None:
-    """Delete old run folders and launch logs; of each it says why it goes or stays. Never a run under way."""
+    """Delete old run folders, launch logs, models; of each it says why it goes or stays. Never a run under way."""
     from rich.console import Console
 
     from llm_qfl.cli import prune as pruning
@@ -221,7 +225,10 @@ def prune(
 
     terms = pruning.Terms(keep, older_than, unfinished)
     runs, logs = folder or project_folder() / "runs", pruning.launch_logs(project_folder())
-    entries = pruning.plan(runs, logs if folder is None else None, terms)
+    if folder is not None:
+        entries = pruning.plan(folder, None, terms, models=models)
+    else:
+        entries = pruning.plan(runs if runs.is_dir() or models is None else None, logs, terms, models=models)
     console = Console()
     pruning.show(entries, console, dry_run=dry_run)
     failed = [] if dry_run else pruning.remove_all(entries)

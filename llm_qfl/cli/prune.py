@@ -1,4 +1,4 @@
-"""`llm-qfl prune`: delete run folders and launch logs that are no longer wanted, and say of each why it goes or stays.
+"""`llm-qfl prune`: delete run folders, launch logs and models that nobody wants, and say of each why it goes or stays.
 
 What stays whatever is asked: the folder of a run that a process works on. What stays unless it is asked for: a run that
 did not reach its end and could go on (`server.resume`). What is not named like a run or a launch is not touched.
@@ -25,9 +25,12 @@ from rich.text import Text
 
 from llm_qfl.federation.errors import ConfigError
 from server_app.checkpoint import FOLDER, LOCK, MANIFEST
+from server_app.lines import size
 
 RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 LAUNCH = re.compile(r"(\d{8}-\d{6})-(\d+)")
+MODEL = re.compile(r"[0-9a-f]{64}")
+KINDS = ("run", "log", "model")
 JUST_NOW = 600.0
 """Seconds: a run folder without a lock that changed so lately may be one that begins."""
 DAY = 86400.0
@@ -70,7 +73,7 @@ class Entry:
     """
 
     path: Path
-    kind: Literal["run", "log"]
+    kind: Literal["run", "log", "model"]
     state: str
     ended: Ended
     changed: float
@@ -79,26 +82,32 @@ class Entry:
     why: str = ""
 
 
-def plan(runs: Path, logs: Path | None, terms: Terms, now: float | None = None) -> list[Entry]:
-    """Every run folder and launch log with what becomes of it, newest first.
+def plan(
+    runs: Path | None, logs: Path | None, terms: Terms, now: float | None = None, models: Path | None = None
+) -> list[Entry]:
+    """Every folder with what becomes of it, newest first.
 
     Args:
-        runs: the folder of run folders.
+        runs: the folder of run folders, or None where there is none.
         logs: that of launch logs, or None to leave them alone.
         terms: what goes.
         now: seconds since 1970.
+        models: that of compressed models, or None to leave them alone.
 
     Raises:
         ConfigError: there is no such folder, or it is itself a run's.
     """
-    if not runs.is_dir():
+    if runs is not None and not runs.is_dir():
         raise ConfigError(f"prune: expected the folder of run folders, got {runs}, which is none")
-    if RUN.fullmatch(runs.resolve().name):
+    if runs is not None and RUN.fullmatch(runs.resolve().name):
         raise ConfigError(f"prune: {runs} is a run folder itself; name the folder that holds it")
+    if models is not None and not models.is_dir():
+        raise ConfigError(f"prune: expected the folder of compressed models, got {models}, which is none")
     now = time.time() if now is None else now
-    found = [_run(path, now) for path in _named(runs, RUN)]
+    found = [] if runs is None else [_run(path, now) for path in _named(runs, RUN)]
     launches = [] if logs is None or not logs.is_dir() else [_launch(path) for path in _named(logs, LAUNCH)]
-    return [*_judge(found, terms, now), *_judge(launches, terms, now)]
+    kept = [] if models is None else _models(models, [one.path for one in found if one.ended == "running"])
+    return [one for entries in (found, launches, kept) for one in _judge(entries, terms, now)]
 
 
 def remove(entry: Entry) -> None:
@@ -144,28 +153,19 @@ def show(entries: Sequence[Entry], console: Console, *, dry_run: bool, now: floa
     for one in entries:
         word = ("would go" if dry_run else "goes") if one.goes else "stays"
         age = f"{max(now - one.changed, 0) / DAY:.1f} days"
-        cells = (word, one.kind, one.path.name, age, size(one.size), f"{one.state}: {one.why}")
+        cells = (word, one.kind, one.path.name[:24], age, size(one.size), f"{one.state}: {one.why}")
         table.add_row(*(Text(cell, style="" if one.goes else "dim") for cell in cells))
     if entries:
         console.print(table)
     going = [one for one in entries if one.goes]
-    runs, logs = (_plural(sum(one.kind == kind for one in going), kind) for kind in ("run", "log"))
+    counts = {kind: sum(one.kind == kind for one in going) for kind in KINDS}
+    words = ", ".join(_plural(count, kind) for kind, count in counts.items() if count) or "nothing"
     done = "would be deleted" if dry_run else "to delete"
-    console.print(Text(f"{runs} and {logs} {done}, {size(sum(one.size for one in going))}", style="bold"))
+    console.print(Text(f"{words} {done}, {size(sum(one.size for one in going))}", style="bold"))
 
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}" + ("" if count == 1 else "s")
-
-
-def size(count: int) -> str:
-    """Bytes in kB, MB or GB (powers of ten)."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
 
 
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
@@ -210,6 +210,30 @@ def _launch(path: Path) -> Entry:
     return Entry(
         path, "log", "of a run under way" if running else "ended", "running" if running else "yes", changed, size_
     )
+
+
+def _models(folder: Path, running: Sequence[Path]) -> list[Entry]:
+    """Compressed models: a site's lie in the folder, a server's in `compressed`; what is missing is had again.
+
+    Args:
+        folder: of the models.
+        running: folders of runs under way, whose sites may still fetch theirs.
+    """
+    wanted: set[str | None] = set()
+    for run in running:
+        try:
+            language = json.loads((run / "config.json").read_text(encoding="utf-8"))["language"]
+            wanted.add("" if language is None else str(language["sha256"]))
+        except (OSError, ValueError, KeyError, TypeError):  # it begins: its model is not known yet
+            wanted.add(None)
+    places = [place for place in (folder, folder / "compressed") if place.is_dir()]
+    entries = []
+    for path in (path for place in places for path in _named(place, MODEL)):
+        size_, changed = _measure(path)
+        used = path.parent.name == "compressed" and (path.name in wanted or None in wanted)
+        state = "may be of a run under way" if used else "compressed model"
+        entries.append(Entry(path, "model", state, "running" if used else "yes", changed, size_))
+    return entries
 
 
 def _alive(name: str) -> bool:

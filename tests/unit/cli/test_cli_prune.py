@@ -147,8 +147,27 @@ def test_launch_logs_go_by_the_same_rule_but_not_of_a_launch_under_way(tmp_path,
     for folder in (old, mine):  # my number, but from before this process began
         folder.mkdir(parents=True)
         (folder / "superlink.log").write_text("said\n")
-    assert "0 runs and 1 log to delete" in run("--keep", 0)
+    assert "1 log to delete" in run("--keep", 0)
     assert list(logs.iterdir()) == [mine]
+
+
+def test_models_go_where_asked_for_but_not_those_of_a_run_under_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_QFL_PROJECT", str(tmp_path))
+    models, runs = tmp_path / "models", tmp_path / "runs"
+    at_site, used, unused = models / ("a" * 64), models / "compressed" / ("b" * 64), models / "compressed" / ("c" * 64)
+    for folder in (at_site, used, unused, models / "smollm2-135m-b179c9523d0e"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    assert "nothing would be deleted" in run("--models", models, "--keep", 3, "--dry-run")  # no runs/ here: a site
+    folder = make(runs, 1, status=None)
+    with open(folder / "checkpoint" / "lock") as lock:
+        prune.fcntl.flock(lock, prune.fcntl.LOCK_EX)
+        assert going(plan(runs, None, Terms(keep=0), models=models)) == {at_site}  # it has not said which is its own
+        (folder / "config.json").write_text(json.dumps({"language": {"sha256": "b" * 64}}))
+        assert going(plan(runs, None, Terms(keep=0), models=models)) == {at_site, unused}
+    assert "3 models to delete, 3.0 kB" in run(runs, "--models", models, "--keep", 0)
+    assert sorted(path.name for path in models.iterdir()) == ["compressed", "smollm2-135m-b179c9523d0e"]
+    assert "got nowhere, which is none" in run(runs, "--models", "nowhere", "--keep", 0, code=2)
 
 
 def test_a_dry_run_deletes_nothing_and_lists_what_would_go(tmp_path):
@@ -159,8 +178,8 @@ def test_a_dry_run_deletes_nothing_and_lists_what_would_go(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     assert said.count("would go") == 1
     assert "only with --unfinished" in said
-    assert "1 run and 0 logs would be deleted" in said
-    assert "1 run and 0 logs to delete" in run(tmp_path, "--keep", 1)
+    assert "1 run would be deleted" in said
+    assert "1 run to delete" in run(tmp_path, "--keep", 1)
     assert len([folder for folder in folders if folder.exists()]) == 1
     assert not list(tmp_path.glob(".pruned-*"))
 
@@ -191,8 +210,3 @@ def test_bad_arguments_are_refused(arguments, message, tmp_path, monkeypatch):
 def test_a_run_folder_itself_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is a run folder itself"):
         plan(make(tmp_path, 1), None, Terms(keep=0))
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB")])
-def test_sizes_in_words(count, text):
-    assert prune.size(count) == text
