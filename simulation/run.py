@@ -13,13 +13,14 @@ from agent.decisions import Decision
 from client_app.app import app as client_app
 from llm_qfl.federation.config import RunConfig, Scalar, default_run_config
 from llm_qfl.federation.types import Array, GlobalState, RoundSummary
-from server_app.book import FolderBook, summary_json
+from server_app.book import FolderBook
 from server_app.display import make_display
 from server_app.ledger import Ledger
 from server_app.progress import Progress
 from server_app.report import write_report
 from server_app.resume import read_run, resume_folder
 from server_app.session import Finished, Opened, run_session
+from server_app.summary import summary_json
 from simulation.grid import Fault, InMemoryGrid
 
 
