@@ -50,10 +50,15 @@ def main() -> int:
         print(*KINDS)
         return 0
     if asked.may_mount:
-        return in_own_mounts("mount", "-t", "tmpfs", "drill", tempfile.gettempdir())
+        return int(not may_mount())
     kinds = list(KINDS) if asked.kind == "all" else [asked.kind]
     if "disk" in kinds and OWN_MOUNTS not in os.environ:
-        return in_own_mounts(sys.executable, *sys.argv)
+        if may_mount():
+            return in_own_mounts(sys.executable, *sys.argv)
+        print("disk: not drilled, a small disk cannot be mounted here (unshare --mount)", file=sys.stderr)
+        kinds.remove("disk")
+        if not kinds:
+            return 1
     rows: list[tuple[int, Row, float]] = []
     for seed in range(asked.seed, asked.seed + asked.repeat):
         for kind in kinds:
@@ -67,6 +72,13 @@ def main() -> int:
     failed = sum(not row.passed for _, row, _ in rows)
     print(f"{len(rows) - failed} passed, {failed} failed")
     return int(failed > 0)
+
+
+def may_mount() -> bool:
+    """Linux, with the right to mount something where nobody else sees it?"""
+    if shutil.which("unshare") is None:
+        return False
+    return in_own_mounts("mount", "-t", "tmpfs", "drill", tempfile.gettempdir()) == 0
 
 
 def in_own_mounts(*command: str) -> int:
