@@ -139,10 +139,10 @@ class FolderBook:
 
 def _metrics(run: str, opened: Opened, sites: int) -> RunMetrics:
     """Of a run that begins, or that goes on where it was."""
-    before = opened.resumed
+    before, left_out = opened.resumed, len(opened.roll.left_out)
     if before is None:
-        return RunMetrics(run, opened.config, sites)
-    return RunMetrics(run, opened.config, sites, len(before.after), before.lines, before.decisions)
+        return RunMetrics(run, opened.config, sites, left_out=left_out)
+    return RunMetrics(run, opened.config, sites, len(before.after), before.lines, before.decisions, left_out=left_out)
 
 
 def config_json(run_id: str, opened: Opened) -> Json:

@@ -37,6 +37,7 @@ HELP: Mapping[str, tuple[Literal["counter", "gauge"], str]] = {
     "rounds_without_average_total": ("counter", "Closed rounds that kept the former model: below quorum, mostly."),
     "resumes_total": ("counter", "How often the run went on after an interruption."),
     "sites": ("gauge", "Sites that have a part in the run."),
+    "sites_left_out": ("gauge", "Nodes that were there at the census and have no part in the run."),
     "sites_joined_total": ("counter", "Sites that came after the run had begun."),
     "round_replies": ("gauge", "Of the last closed round: tasks sent, replies by what became of them, busy sites."),
     "replies_total": ("counter", "Of all closed rounds: tasks sent, replies by what became of them, busy sites."),
@@ -103,6 +104,7 @@ class RunMetrics:
         resumes: how often it went on after an interruption.
         lines: of the rounds before that.
         decisions: likewise, of `decisions.jsonl`.
+        left_out: nodes that have no part in it; None where there was no census.
     """
 
     def __init__(
@@ -113,12 +115,15 @@ class RunMetrics:
         resumes: int = 0,
         lines: Iterable[Json] = (),
         decisions: Iterable[Json] = (),
+        *,
+        left_out: int | None = None,
     ) -> None:
         self._run, self._config = run, config
         self._totals: defaultdict[tuple[str, Labels], float] = defaultdict(float)
         self._now: dict[tuple[str, Labels], float | None] = {
             ("rounds_planned", ()): config.server.rounds,
             ("sites", ()): sites,
+            ("sites_left_out", ()): left_out,
         }
         self._state = "running"
         self._totals["resumes_total", ()] = resumes

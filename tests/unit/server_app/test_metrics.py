@@ -113,6 +113,7 @@ def test_a_run_s_figures_are_those_of_its_folder(run):
     assert value(found, "rounds_closed_total") == len(rounds) == summary["rounds"]
     assert value(found, "rounds_planned") == 3
     assert value(found, "sites") == 3
+    assert value(found, "sites_left_out") == 0
     assert value(found, "resumes_total") == value(found, "sites_joined_total") == 0
     for kind, count in {
         "asked": sum(len(line["plan"]["sites"]) for line in rounds),
@@ -167,6 +168,7 @@ def test_a_failed_run_says_so_and_makes_no_figure_up():
     found = parse(render(metrics.families(7.5)))
     assert value(found, "run_status", status="failed") == 1
     assert value(found, "updated_timestamp_seconds") == 7.5
+    assert not [name for name, _ in found if name.endswith("left_out")]
     assert not [name for name, _ in found if "loss" in name or "accuracy" in name or "epsilon" in name]
 
 
