@@ -38,7 +38,7 @@ def test_no_container_can_do_more_than_it_must(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["mem_limit"]
     assert service["pids_limit"]
-    assert service["logging"]["options"]["max-size"]
+    assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
     assert not {"privileged", "ports", "devices", "pid", "ipc"} & service.keys()
     assert service.get("network_mode", "none") == "none"
     if name == ROOT:
@@ -146,3 +146,8 @@ def test_the_base_image_is_pinned_and_the_same_in_both_places():
     assert re.fullmatch(r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", pinned)
     assert COMPOSE["x-build"]["args"]["BASE"] == f"${{LLM_QFL_BASE:-{pinned}}}"
     assert "# syntax" not in dockerfile.split("\n")[0]
+
+
+def test_executors_log_as_they_are_asked_to():
+    for name in ("server", *(f"site-{number}" for number in SITES)):
+        assert SERVICES[name]["environment"]["LLM_QFL_LOG"] == "${LLM_QFL_LOG:-text}"
