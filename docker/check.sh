@@ -72,6 +72,11 @@ dc logs --no-log-prefix proxy | grep -q '"uri":"/v1/control/start-run","status":
 dc exec -T supernode-1 sh -c '! touch /x 2>/dev/null && grep -q "^CapEff:.*0000000000000000$" /proc/self/status && grep -q "^NoNewPrivs:.*1$" /proc/self/status' ||
     fail "supernode-1 can write its root file system, or has a capability"
 
+say "a look from inside"
+dc run --rm --no-deps -T site-1 llm-qfl doctor --offline -c 'data.test="federated"' \
+    --node-config "site=\"site-1\" data-path=\"/data/rows.csv\" $LLM_QFL_SITE_1" || fail "doctor finds a fault in a site's container"
+dc run --rm --no-deps -T server llm-qfl doctor --offline || fail "doctor finds a fault in the server's container"
+
 say "down"
 dc --profile '*' down -v --timeout 5 >/dev/null 2>&1
 [ -z "$(left_behind container -a)$(left_behind volume)$(left_behind network)" ] || fail "something is left after down -v"
