@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -56,15 +56,13 @@ class Tuning:
         return f"{self.model}, {told}, {self.train} tweets to tune and train on, {self.test} to test"
 
     def config(self, rows: str) -> LanguageConfig:
-        """The section `language`: the whole model at the sites, its last layers tuned."""
+        """The section `language`: the whole model at the sites, its last layers tuned.
+
+        Of breast-cancer it reads few columns and small batches: there the teacher is to be the one that knows less.
+        """
+        few: dict[str, Any] = {"prompt": QUESTION} if rows == "tweets" else {"columns": 3, "batch_size": 8}
         return LanguageConfig(
-            model=self.model,
-            method="fedlora-tail",
-            every=1,
-            steps=self.steps,
-            dtype="float32",
-            columns=5,
-            prompt=QUESTION if rows == "tweets" else "auto",
+            model=self.model, method="fedlora-tail", every=1, steps=self.steps, dtype="float32", **few
         )
 
 
