@@ -1,28 +1,37 @@
-"""A client that is ten times slower: its processes run for a tenth of the time and are stopped for the rest."""
+"""A client that is ten times slower: its processes take ten times as long as one of them took before."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from subprocess import Popen
 
 import psutil
 from stage import below
 
-PERIOD, SHARE = 10.0, 0.1  # seconds; part of them in which the client runs, long enough for the machine to be fair
+FACTOR = 10.0
+TICK, AWAKE = 0.5, 20  # seconds; a process that is held runs for one of so many of them: its heartbeat is heard
 
 
 class Slower:
-    """Within: the ClientApps of a node, whichever it starts, crawl. The node itself does not: its heartbeat is heard.
+    """Within: the ClientApps of a node are watched, and from `begin` on each takes ten times as long.
+
+    A ClientApp runs for half of its usual time, so that it has told its node that it lives (Flower gives it a minute),
+    is then held nearly still, and runs to its end. The node itself is as quick as before.
 
     Args:
-        node: a SuperNode.
+        node: the SuperNode, once it is there.
     """
 
-    def __init__(self, node: Popen[str]) -> None:
-        self._node, self._over = node, threading.Event()
-        self._thread = threading.Thread(target=self._crawl, daemon=True)
+    def __init__(self, node: Callable[[], Popen[str] | None]) -> None:
+        self._node, self._over, self._slow = node, threading.Event(), threading.Event()
+        self._seen: dict[psutil.Process, float] = {}
+        self.usual = 0.0
+        """Seconds that the last ClientApp took before `begin`."""
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Slower:
         self._thread.start()
@@ -31,14 +40,28 @@ class Slower:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join(10)
+        signalled(list(self._seen), signal.SIGCONT)
 
-    def _crawl(self) -> None:
-        while not self._over.is_set():
-            clients = below(self._node, "flwr-clientapp")
-            signalled(clients, signal.SIGSTOP)
-            self._over.wait((1 - SHARE) * PERIOD)
-            signalled(clients, signal.SIGCONT)
-            self._over.wait(SHARE * PERIOD)
+    def begin(self) -> None:
+        """From now on."""
+        assert self.usual, "no ClientApp was seen to its end"
+        self._slow.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(TICK):
+            node, now = self._node(), time.monotonic()
+            clients = below(node, "flwr-clientapp") if node is not None else []
+            for gone in set(self._seen) - set(clients):
+                began = self._seen.pop(gone)
+                if not self._slow.is_set():
+                    self.usual = now - began
+            for client in clients:
+                self._treat(client, now - self._seen.setdefault(client, now))
+
+    def _treat(self, client: psutil.Process, age: float) -> None:
+        if self._slow.is_set():
+            held = self.usual / 2 < age < (FACTOR - 0.5) * self.usual and int(age / TICK) % AWAKE
+            signalled([client], signal.SIGSTOP if held else signal.SIGCONT)
 
 
 def signalled(processes: list[psutil.Process], number: signal.Signals) -> None:
