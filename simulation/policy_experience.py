@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from agent.actions import FIELDS, SIZES, Clients, Lambda, Select, Shots
+from agent.actions import FIELDS, Clients, Lambda, Select, Shots
 from agent.prices import Prices, cost_to_target
 from agent.shield import allowed_of
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
-from llm_qfl.federation.types import Array
 from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, Constant, First, Setting, Uniform, scored, static
 from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
@@ -207,34 +206,31 @@ def read_lines(path: Path) -> Iterator[Json]:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A state with what is best there.
+    """A state with what settings cost in its federation.
 
     Attributes:
         text: the state.
         allowed: the mask.
-        wanted: field -> distribution over options; a field without a choice is left out.
+        settings: field -> number of the option, of each setting that was played and is allowed here.
+        regrets: of each setting, log(cost / least cost), nats.
         number: the federation.
     """
 
     text: str
     allowed: Mapping[str, tuple[bool, ...]]
-    wanted: Mapping[str, Array]
+    settings: tuple[Mapping[str, int], ...]
+    regrets: tuple[float, ...]
     number: int
 
 
-def lessons(
-    lines: Sequence[Json], seed: int, *, prices: int = 6, states: int = 3, sharpness: float = 25.0
-) -> list[Lesson]:
-    """States at random prices, with the settings that were cheapest to the target in their federation.
-
-    Of near-equal settings no single one is right: options are wanted by exp(-sharpness * (cost / least - 1)).
+def lessons(lines: Sequence[Json], seed: int, *, prices: int = 6, states: int = 3) -> list[Lesson]:
+    """States at random prices, with what every setting cost to the target in their federation.
 
     Args:
         lines: of `gather`.
         seed: of prices and of the states that are taken.
         prices: price lists a federation.
         states: of each price list.
-        sharpness: how fast a dearer setting counts less.
     """
     random = np.random.default_rng(seed)
     found: list[Lesson] = []
@@ -242,22 +238,16 @@ def lessons(
         if "refused" in line:
             continue
         for _ in range(prices):
-            found += _priced_lessons(line, draw_shares(random), random, states, sharpness)
+            found += _priced_lessons(line, draw_shares(random), random, states)
     return found
 
 
 def _priced_lessons(
-    line: Json, shares: tuple[float, float, float], random: np.random.Generator, states: int, sharpness: float
+    line: Json, shares: tuple[float, float, float], random: np.random.Generator, states: int
 ) -> list[Lesson]:
     prices = prices_of(shares, line["fixed"]["circuits"], line["fixed"]["bytes"])
     full = float(line["case"]["rounds"])
     costs = np.array([priced(play, prices, line["target"], full) for play in line["plays"]])
-    weights = np.exp(-sharpness * (costs / max(costs.min(), 1e-9) - 1))
-    wanted = {name: np.zeros(size) for name, size in SIZES.items()}
-    for play, weight in zip(line["plays"], weights / weights.sum(), strict=True):
-        options = {name: option.value for name, option in DEFAULT.items()} | play["options"]
-        for name, kind in FIELDS.items():
-            wanted[name][list(kind).index(kind(options[name]))] += weight
     # States on the way of good settings, and some where nobody good would be.
     order = np.argsort(costs)[:3]
     pool = [(text, masked) for n in order for text, masked in _asked(line["plays"][n])]
@@ -268,13 +258,20 @@ def _priced_lessons(
     for text, masked in chosen:
         state = elsewhere(repriced(read_state(text), _shares(line, prices)), random)
         allowed = allowed_of(masked) | ({"shots": (True,) * len(Shots)} if samples(state) else {})
-        targets = {}
-        for name, flags in allowed.items():
-            target = wanted[name] * np.array(flags)
-            if sum(flags) > 1 and target.sum() > 0:
-                targets[name] = target / target.sum()
-        found.append(Lesson(state.text(), allowed, targets, line["number"]))
+        played = [(_options(play), cost) for play, cost in zip(line["plays"], costs, strict=True)]
+        there = [(options, cost) for options, cost in played if all(allowed[name][n] for name, n in options.items())]
+        if there:
+            least = min(cost for _, cost in there)
+            regrets = tuple(math.log(cost / least) for _, cost in there)
+            settings = tuple(options for options, _ in there)
+            found.append(Lesson(state.text(), allowed, settings, regrets, line["number"]))
     return found
+
+
+def _options(play: Json) -> dict[str, int]:
+    """A play's setting as numbers of options; what it does not name was as by default."""
+    named = {name: option.value for name, option in DEFAULT.items()} | play["options"]
+    return {name: list(kind).index(kind(named[name])) for name, kind in FIELDS.items()}
 
 
 def _asked(play: Json) -> Iterator[tuple[str, list[str]]]:

@@ -30,7 +30,7 @@ from simulation.policy_world import Case, World, open_world
 
 if TYPE_CHECKING:
     from llm_qfl.language.policy import PolicyModel
-    from llm_qfl.language.policy_training import PolicyTrainer, Taken, Wanted
+    from llm_qfl.language.policy_training import PolicyTrainer, Taken, Tried
 
 Say = Callable[[str], None]
 HELD_OUT = 100_000  # federations from this number on are never trained on
@@ -57,8 +57,8 @@ class Recipe:
     federations: int = 200
     prices: int = 8
     states: int = 2
-    epochs: int = 6
-    learning_rate: float = 1e-3
+    epochs: int = 4
+    learning_rate: float = 3e-4
     groups: int = 0
     group: int = 8
     beta: float = 0.05
@@ -142,8 +142,8 @@ class Training:
         while len(told["losses"]) < self.recipe.epochs:
             if over():
                 return False
-            loss = trainer.clone(_wanted(train), seed=self.recipe.seed + len(told["losses"]))
-            beside = trainer.evaluate(_wanted(held)) if held else float("nan")
+            loss = trainer.clone(_tried(train), seed=self.recipe.seed + len(told["losses"]))
+            beside = trainer.evaluate(_tried(held)) if held else float("nan")
             told["losses"].append([round(loss, 5), round(beside, 5)])
             told["states"] = len(train)
             trainer.save(checkpoint)
@@ -228,10 +228,10 @@ class Training:
         file.write(path)
 
 
-def _wanted(found: Sequence[Lesson]) -> list[Wanted]:
-    from llm_qfl.language.policy_training import Wanted
+def _tried(found: Sequence[Lesson]) -> list[Tried]:
+    from llm_qfl.language.policy_training import Tried
 
-    return [Wanted(one.text, one.allowed, one.wanted) for one in found]
+    return [Tried(one.text, one.allowed, one.settings, one.regrets) for one in found]
 
 
 def reopen(line: Json) -> World:

@@ -1,4 +1,4 @@
-"""Training a policy: cloning what was best, then a group-relative policy gradient with KL to the clone.
+"""Training a policy: cloning settings by their regret, then a group-relative policy gradient with KL to the clone.
 
 The frozen layers are run once for every state, whatever is trained after them: their states lie in a `StateCache`.
 A trainer's checkpoint holds the adapter and the optimizer's moments, so that training can go on in slices.
@@ -20,27 +20,31 @@ import torch
 from torch import Tensor, nn
 
 from llm_qfl.federation.errors import LanguageError
-from llm_qfl.federation.types import Array
 from llm_qfl.language.cache import StateCache
 from llm_qfl.language.lora import Arrays
 from llm_qfl.language.policy import PolicyModel, PolicyRows
 
 Mask = Mapping[str, Sequence[bool]]
 
+SOFTNESS = 0.1
+"""Weight of the entropy in cloning: a setting that costs a tenth more is wanted e times less."""
+
 
 @dataclass(frozen=True)
-class Wanted:
-    """A state and what is wanted there.
+class Tried:
+    """A state, and what settings that were tried in its federation cost there.
 
     Attributes:
         text: the state.
         allowed: field -> one flag an option.
-        targets: field -> distribution over its options, nothing on masked ones; fields without one do not count.
+        settings: field -> number of the option, of each setting; all of them allowed.
+        regrets: of each setting, log(cost / least cost), nats.
     """
 
     text: str
     allowed: Mask
-    targets: Mapping[str, Array]
+    settings: Sequence[Mapping[str, int]]
+    regrets: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -96,39 +100,39 @@ class PolicyTrainer:
         )
         self.updates = 0
 
-    def clone(self, samples: Sequence[Wanted], *, batch: int = 8, seed: int = 0) -> float:
-        """One pass over the samples in a seeded order; mean cross-entropy before the updates, nats a state.
+    def clone(self, samples: Sequence[Tried], *, batch: int = 8, seed: int = 0) -> float:
+        """One pass over the samples in a seeded order; mean `cloning_loss` before the updates, nats a state.
 
         Raises:
-            LanguageError: no sample, or a loss that is not finite.
+            LanguageError: no sample, a setting that its state does not allow, or a loss that is not finite.
         """
         if not samples:
             raise LanguageError("policy training: expected at least one state, got none")
         rows, cache = self._rows([one.text for one in samples])
         mask = self.policy.mask([one.allowed for one in samples])
-        targets = _targets(self.policy, samples)
+        options, regrets = _settings(self.policy, samples)
         order, total = np.random.default_rng(seed).permutation(len(samples)), 0.0
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
 
             def loss(chosen: np.ndarray = chosen) -> Tensor:
                 found = self._log_probabilities(rows, chosen, cache, mask)
-                return cloning_loss(found, targets[chosen])
+                return cloning_loss(found, options[chosen], regrets[chosen])
 
             total += self._update(loss) * len(chosen)
         return total / len(samples)
 
-    def evaluate(self, samples: Sequence[Wanted], *, batch: int = 16) -> float:
-        """Mean cross-entropy of states that are not trained on, nats a state."""
+    def evaluate(self, samples: Sequence[Tried], *, batch: int = 16) -> float:
+        """Mean `cloning_loss` of states that are not trained on, nats a state."""
         rows, cache = self._rows([one.text for one in samples])
-        mask, targets = self.policy.mask([one.allowed for one in samples]), _targets(self.policy, samples)
+        mask, (options, regrets) = self.policy.mask([one.allowed for one in samples]), _settings(self.policy, samples)
         total = 0.0
         with torch.no_grad():
             for start in range(0, len(samples), batch):
                 chosen = np.arange(start, min(start + batch, len(samples)))
                 with self.policy.route.adapting():
                     found = self._log_probabilities(rows, chosen, cache, mask)
-                total += float(cloning_loss(found, targets[chosen])) * len(chosen)
+                total += float(cloning_loss(found, options[chosen], regrets[chosen])) * len(chosen)
         return total / len(samples)
 
     def improve(self, taken: Sequence[Taken], reference: Arrays, *, beta: float = 0.05, batch: int = 16) -> Step:
@@ -239,14 +243,25 @@ class PolicyTrainer:
             self.policy.adapter.load(now)
 
 
-def cloning_loss(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Mean over states of the cross-entropy summed over fields, nats.
+def cloning_loss(log_probabilities: Tensor, options: Tensor, regrets: Tensor) -> Tensor:
+    """Mean over states of three terms, nats: expected regret, `-SOFTNESS` x entropy, -log of taking a tried setting.
+
+    The first two are over the settings that were tried; without the entropy a policy settles on one setting for all
+    states before it has learned to tell them apart. Imitating each federation's cheapest setting would imitate its luck
+    (which of near-equals won); the expected regret is linear in the costs, and luck averages out.
 
     Args:
         log_probabilities: (states, fields, letters), -inf where not allowed.
-        targets: the same shape; rows of zeros for fields that do not count.
+        options: (states, settings, fields) numbers of options.
+        regrets: (states, settings), inf where a state has fewer settings.
     """
-    return -(targets * log_probabilities.masked_fill(targets == 0, 0.0)).sum(dim=(1, 2)).mean()
+    there = torch.isfinite(regrets)
+    each = log_probabilities[:, None].expand(-1, options.shape[1], -1, -1).gather(3, options[..., None])
+    whole = each.squeeze(3).sum(dim=2).masked_fill(~there, -torch.inf)  # log pi of every setting
+    any_of = torch.logsumexp(whole, dim=1)
+    among = (whole - any_of[:, None]).masked_fill(~there, 0.0)  # log probability among those that were tried
+    costs = regrets.masked_fill(~there, 0.0) + SOFTNESS * among
+    return ((among.exp() * there * costs).sum(dim=1) - any_of).mean()
 
 
 def chosen_log_probability(log_probabilities: Tensor, options: Tensor) -> Tensor:
@@ -268,16 +283,17 @@ def entropy_of(log_probabilities: Tensor) -> Tensor:
     return -(mine.exp() * there * mine).sum(dim=(1, 2))
 
 
-def _targets(policy: PolicyModel, samples: Sequence[Wanted]) -> Tensor:
-    """(states, fields, letters) float32."""
-    letters = len(policy.option_tokens())
-    out = torch.zeros((len(samples), len(policy.fields), letters))
+def _settings(policy: PolicyModel, samples: Sequence[Tried]) -> tuple[Tensor, Tensor]:
+    """Options (states, settings, fields) and regrets (states, settings) of what was tried."""
+    most = max((len(one.settings) for one in samples), default=0)
+    options = torch.zeros((len(samples), most, len(policy.fields)), dtype=torch.long)
+    regrets = torch.full((len(samples), most), torch.inf)
     for number, one in enumerate(samples):
-        for place, (name, size) in enumerate(policy.fields.items()):
-            if name not in one.targets:
-                continue
-            target = np.asarray(one.targets[name], np.float64)
-            if target.shape != (size,) or target[~np.array(one.allowed[name])].any():
-                raise LanguageError(f"policy training: what is wanted of {name} is not among its allowed options")
-            out[number, place, :size] = torch.from_numpy(target).float()
-    return out
+        if not one.settings or len(one.settings) != len(one.regrets) or not np.isfinite(one.regrets).all():
+            raise LanguageError("policy training: expected at least one setting, each with a regret that is finite")
+        for place, setting in enumerate(one.settings):
+            if banned := [name for name in policy.fields if not one.allowed[name][setting[name]]]:
+                raise LanguageError(f"policy training: a setting that was tried is not allowed ({', '.join(banned)})")
+            options[number, place] = torch.tensor([setting[name] for name in policy.fields])
+        regrets[number, : len(one.regrets)] = torch.tensor(one.regrets)
+    return options, regrets

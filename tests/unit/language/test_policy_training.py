@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,9 +10,10 @@ from llm_qfl.language.lora import LoraSpec
 from llm_qfl.language.models import load_base
 from llm_qfl.language.policy import PolicyModel
 from llm_qfl.language.policy_training import (
+    SOFTNESS,
     PolicyTrainer,
     Taken,
-    Wanted,
+    Tried,
     chosen_log_probability,
     cloning_loss,
     divergence,
@@ -36,8 +36,12 @@ def policy(tmp_path):
 
 
 def test_losses_by_hand():
-    target = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
-    assert float(cloning_loss(LOGP, target)) == pytest.approx(math.log(2))
+    # Two settings, budget 0 or 1 with stop 0, of probability .45 and .225; a third place that this state does not use.
+    options = torch.tensor([[[0, 0], [1, 0], [0, 0]]])
+    loss = cloning_loss(LOGP, options, torch.tensor([[0.0, 0.6, math.inf]]))
+    entropy = math.log(3) - 2 / 3 * math.log(2)
+    assert float(loss) == pytest.approx(0.6 / 3 - SOFTNESS * entropy - math.log(0.675))
+    assert float(cloning_loss(LOGP, options[:, :1], torch.zeros((1, 1)))) == pytest.approx(-math.log(0.45))
     assert float(chosen_log_probability(LOGP, torch.tensor([[1, 0]]))) == pytest.approx(math.log(0.25 * 0.9))
     other = torch.log(torch.tensor([[[0.25, 0.5, 0.25], [0.9, 0.1, 0.0]]]))
     expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
@@ -52,20 +56,49 @@ def test_advantages_are_relative_to_the_group():
     assert group_advantages([2.0, 2.0, 2.0]) == [0.0, 0.0, 0.0]
 
 
-def test_a_clone_learns_what_is_wanted_of_each_state(policy, tmp_path):
+def test_the_gradient_of_the_cloning_loss_is_that_of_finite_differences():
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 2, 3), generator=random, dtype=torch.float64, requires_grad=True)
+    options = torch.randint(0, 3, (2, 4, 2), generator=random)
+    regrets = torch.tensor([[0.0, 0.3, 1.2, 0.1], [0.7, 0.0, math.inf, math.inf]], dtype=torch.float64)
+
+    def loss(x):
+        return cloning_loss(torch.log_softmax(x, dim=2), options, regrets)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+def tried(text, allowed, regrets):
+    """Every allowed budget was tried and nothing stopped; what it cost."""
+    settings = [{"budget": n, "stop": 0} for n, flag in enumerate(allowed["budget"]) if flag]
+    return Tried(text, allowed, settings, regrets)
+
+
+def test_a_clone_learns_what_is_cheap_in_each_state(policy, tmp_path):
     made = policy()
     samples = [
-        Wanted("price 911", ALL, {"budget": np.array([1.0, 0, 0])}),
-        Wanted("price 191", ALL, {"budget": np.array([0, 0, 1.0])}),
-        Wanted("price 555", SOME, {"budget": np.array([0.5, 0, 0.5])}),
+        tried("price 911", ALL, (0.0, 1.0, 2.0)),
+        tried("price 191", ALL, (2.0, 1.0, 0.0)),
+        tried("price 555", SOME, (0.1, 0.0)),
     ]
     trainer = PolicyTrainer(made, learning_rate=0.03, folder=tmp_path / "states")
     losses = [trainer.clone(samples, batch=3, seed=n) for n in range(25)]
     assert losses[-1] < 0.5 * losses[0]
     assert made.probabilities("price 911", ALL)["budget"].argmax() == 0
     assert made.probabilities("price 191", ALL)["budget"].argmax() == 2
+    assert made.probabilities("price 911", ALL)["stop"][0] > 0.8  # nobody tried to stop
     assert trainer.evaluate(samples) < losses[0]
     assert trainer.updates == 25
+
+
+def test_luck_averages_out(policy):
+    """Of two settings the dearer one won more often, by little: the clone takes what costs less on average."""
+    samples = [tried("loss 5", ALL, (0.05, 0.0, 3.0))] * 3 + [tried("loss 5", ALL, (0.0, 1.0, 3.0))]
+    made = policy()
+    trainer = PolicyTrainer(made, learning_rate=0.03)
+    for number in range(30):
+        trainer.clone(samples, batch=4, seed=number)
+    assert made.probabilities("loss 5", ALL)["budget"].argmax() == 0
 
 
 def test_the_gradient_raises_what_was_better_and_kl_holds_it_back(policy):
@@ -99,7 +132,7 @@ def test_the_first_step_has_no_kl_and_an_advantage_of_zero_changes_nothing(polic
 
 
 def test_a_checkpoint_goes_on_as_if_there_had_been_no_end(policy, tmp_path):
-    samples = [Wanted("loss 1", ALL, {"budget": np.array([0, 1.0, 0])})]
+    samples = [tried("loss 1", ALL, (1.0, 0.0, 1.0))]
 
     def run(trainer, passes):
         return [trainer.clone(samples, seed=n) for n in passes]
@@ -118,10 +151,13 @@ def test_a_checkpoint_goes_on_as_if_there_had_been_no_end(policy, tmp_path):
         second.load(tmp_path / "bad.npz")
 
 
-def test_masked_wishes_and_nothing_to_learn_are_refused(policy):
+def test_masked_settings_and_nothing_to_learn_are_refused(policy):
     trainer = PolicyTrainer(policy())
-    with pytest.raises(LanguageError, match="not among its allowed options"):
-        trainer.clone([Wanted("loss 1", SOME, {"budget": np.array([0, 1.0, 0])})])
+    with pytest.raises(LanguageError, match=r"is not allowed .budget."):
+        trainer.clone([Tried("loss 1", SOME, [{"budget": 1, "stop": 0}], (0.0,))])
+    for settings, regrets in (([], ()), ([{"budget": 0, "stop": 0}], (math.inf,)), ([{"budget": 0, "stop": 0}], ())):
+        with pytest.raises(LanguageError, match="at least one setting, each with a regret that is finite"):
+            trainer.clone([Tried("loss 1", SOME, settings, regrets)])
     with pytest.raises(LanguageError, match="at least one state"):
         trainer.clone([])
     with pytest.raises(LanguageError, match="at least one decision"):

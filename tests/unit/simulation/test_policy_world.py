@@ -207,12 +207,15 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
     found = xp.lessons([line], 0, prices=2, states=2)
     assert found
     for one in found:
-        for name, target in one.wanted.items():
-            assert target.sum() == pytest.approx(1)
-            assert not target[~np.array(one.allowed[name])].any()
+        assert min(one.regrets) == 0
+        assert len(one.settings) == len(one.regrets)
+        assert all(one.allowed[name][number] for setting in one.settings for name, number in setting.items())
+    dearest = max(zip(found[0].regrets, found[0].settings, strict=True), key=lambda pair: pair[0])[1]
+    assert set(dearest) == {"budget", "clients", "select", "weight", "shots", "stop"}
     sampling = [one for one in xp.lessons([line], 0, prices=20, states=2) if samples(read_state(one.text))]
     assert sampling
-    assert all(one.wanted["shots"].tolist() == [0, 0, 0, 1] for one in sampling)  # as configured
+    assert all(one.allowed["shots"] == (True,) * 4 for one in sampling)
+    assert all(setting["shots"] == 3 for one in sampling for setting in one.settings)  # as configured
     json.dumps(line)
 
 
