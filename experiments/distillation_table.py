@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distillation_tasks import ARMS, NONE, TASKS
+from experiments.distillation_tasks import ARMS, NONE, TASKS, Arm
 from llm_qfl.federation.errors import FederationError
 
 Row = Mapping[str, Any]
@@ -81,15 +81,15 @@ def task_lines(task: str, rows: Sequence[Row]) -> list[str]:
     """One table, with what teachers and student are worth above it."""
     seeds, splits = {row["seed"] for row in rows}, {row["split"] for row in rows}
     lines = [
-        f"#### {task} ({len(seeds)} seeds, {len(splits)} splits)",
+        f"#### {task} (seeds: {len(seeds)}, splits: {len(splits)})",
         "",
         *standing(rows),
         "",
         f"A run costs {spent(rows)}, the same in every arm.",
         "",
         "| teacher | lambda | test accuracy | macro-recall | NLL, nats | NLL less that of lambda 0 | by split | "
-        "accuracy less that of lambda 0 |",
-        "|---|---|---|---|---|---|---|---|",
+        "NLL less that of the uniform teacher | accuracy less that of lambda 0 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     plain = {metric: by_seed(rows, NONE.name, metric) for metric in ("accuracy", "recall", "nll")}
     for arm in ARMS:
@@ -97,10 +97,15 @@ def task_lines(task: str, rows: Sequence[Row]) -> list[str]:
         if not found["nll"]:
             continue
         cells = [mean_sd(list(values.values())) for values in found.values()]
-        apart = [""] * 3
+        apart = [""] * 4
         if arm != NONE:
-            each = by_split(rows, found["nll"], plain["nll"])
-            apart = [paired(found["nll"], plain["nll"]).text, each, paired(found["accuracy"], plain["accuracy"]).text]
+            smoothed = by_seed(rows, Arm(arm.weight, "uniform").name, "nll")
+            apart = [
+                paired(found["nll"], plain["nll"]).text,
+                by_split(rows, found["nll"], plain["nll"]),
+                paired(found["nll"], smoothed).text if smoothed and arm.kind != "uniform" else "",
+                paired(found["accuracy"], plain["accuracy"]).text,
+            ]
         kind = "none" if arm == NONE else arm.kind
         lines.append(f"| {kind} | {arm.weight:g} | {' | '.join([*cells, *apart])} |")
     return lines

@@ -63,7 +63,7 @@ def line(arm, seed, nll, accuracy=0.5, evaluations=100, split=FIRST_SEED, tuning
     }
 
 
-TRUE = Arm(0.3, "true")
+TRUE, UNIFORM = Arm(0.3, "true"), Arm(0.3, "uniform")
 ROWS = [
     line(NONE, 42, 0.6),
     line(NONE, 43, 0.7, split=43),
@@ -71,6 +71,9 @@ ROWS = [
     line(TRUE, 42, 0.5),
     line(TRUE, 43, 0.9, split=43),
     line(TRUE, 44, 0.7),
+    line(UNIFORM, 42, 0.4),
+    line(UNIFORM, 43, 0.8, split=43),
+    line(UNIFORM, 44, 0.6),
 ]
 
 
@@ -89,13 +92,13 @@ def test_pairs_are_of_one_seed():
 
 def test_the_table_says_who_is_how_good_and_what_a_run_costs():
     text = "\n".join(table_lines(ROWS))
-    assert "#### breast-cancer (3 seeds, 2 splits)" in text
+    assert "#### breast-cancer (seeds: 3, splits: 2)" in text
     assert "| language models, each site's own, the sites' validation rows | 0.550 | 0.500 | 0.500 |" in text
     assert "| language model, averaged, the test rows | 0.450 |" in text
     assert "| QNN, lambda 0, the test rows | 0.700 |" in text
     assert "100 evaluations (1,000 circuits), the same in every arm" in text
     true = next(one for one in text.splitlines() if one.startswith("| true | 0.3 |"))
-    assert "| -0.100, +0.200 |" in true  # by split
+    assert "| -0.100, +0.200 | +0.100 (+0.100 to +0.100) * |" in true  # by split, and beside the uniform teacher
     assert "| none | 0 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.700 ± 0.100 |" in text
 
 
