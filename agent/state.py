@@ -44,12 +44,11 @@ HEADER = (
     *("sites", "round", "left", "loss", "gap", "fall1", "fall2", "fall3", "distance", "ratio", "asked", "steps"),
     *("circuits", "rounds", "bytes", "noise", "queue"),
 )
+# Prices come last, next to the questions: what a choice depends on most is read from where it is easiest to find.
 WORDS = {
     **{name: (name,) for name in HEADER[:5]},
     "fall": HEADER[5:8],
-    **{name: (name,) for name in HEADER[8:12]},
-    "price": HEADER[12:15],
-    **{name: (name,) for name in HEADER[15:]},
+    **{name: (name,) for name in (*HEADER[8:12], *HEADER[15:], *HEADER[12:15])},
 }
 CLIENT = ("share", "loss", "ratio", "distance", "steps", "idle", "slow", "failed")
 
@@ -105,10 +104,10 @@ class State:
         return cls((0,) * len(HEADER), ((0,) * len(CLIENT),) * SHOWN)
 
     def text(self) -> str:
-        """The state as the language model reads it: words of ours and digits, one line for the run, one for sites."""
+        """The state as the language model reads it: words of ours and digits, one line for sites, one for the run."""
         digits = dict(zip(HEADER, map(str, self.header), strict=True))
         run = " ".join(f"{word} {''.join(digits[name] for name in names)}" for word, names in WORDS.items())
-        return f"{run}\n{' '.join(''.join(map(str, line)) for line in self.clients)}"
+        return f"{' '.join(''.join(map(str, line)) for line in self.clients)}\n{run}"
 
     def digest(self) -> str:
         """Equal for equal states."""

@@ -57,8 +57,8 @@ class Recipe:
     federations: int = 200
     prices: int = 8
     states: int = 2
-    epochs: int = 4
-    learning_rate: float = 3e-4
+    epochs: int = 6
+    learning_rate: float = 5e-4
     groups: int = 0
     group: int = 8
     beta: float = 0.05

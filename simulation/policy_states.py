@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from agent.prices import Prices
-from agent.state import CLIENT, HEADER, TENTHS, State, bucket
+from agent.state import CLIENT, HEADER, TENTHS, WORDS, State, bucket
 from llm_qfl.federation.errors import FederationError
 
 PRICES = HEADER.index("circuits")
@@ -21,11 +21,13 @@ def read_state(text: str) -> State:
     Raises:
         FederationError: the text is no state's.
     """
-    run, _, sites = text.partition("\n")
-    header = tuple(int(letter) for letter in run if letter.isdigit())
+    sites, _, run = text.partition("\n")
+    order = [name for names in WORDS.values() for name in names]
+    digits = dict(zip(order, (int(letter) for letter in run if letter.isdigit()), strict=False))
+    header = tuple(digits.get(name, 0) for name in HEADER)
     clients = tuple(tuple(int(letter) for letter in line) for line in sites.split() if line.isdigit())
     state = State(header, clients)
-    if len(header) != len(HEADER) or any(len(line) != len(CLIENT) for line in clients) or state.text() != text:
+    if any(len(line) != len(CLIENT) for line in clients) or state.text() != text:
         raise FederationError(f"policy state: expected {len(HEADER)} buckets and lines of {len(CLIENT)}, got {text!r}")
     return state
 

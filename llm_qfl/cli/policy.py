@@ -24,7 +24,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy file.")] = Path("policy.json"),
     model: Annotated[str, typer.Option(help="Base language model, as language.model takes it.")] = "smollm2-135m",
     federations: Annotated[int, typer.Option(help="Federations to learn from.", min=1)] = 200,
-    epochs: Annotated[int, typer.Option(help="Passes of the cloning.", min=1)] = 4,
+    epochs: Annotated[int, typer.Option(help="Passes of the cloning.", min=1)] = 6,
     groups: Annotated[int, typer.Option(help="Groups of the policy gradient; 0 leaves the clone.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of all draws.", min=0)] = 0,
     minutes: Minutes = 1e9,

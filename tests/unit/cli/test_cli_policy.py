@@ -19,14 +19,15 @@ from simulation import policy_learning
 from simulation.policy_learning import Recipe, Training
 
 TEXT = (
-    "sites 4 round 3 left 9 loss 3 gap 1 fall 780 distance 4 ratio 2 asked 4 steps 2 price {} noise 1 queue 0\n"
-    "65252131 52142131"
+    "65252131 52142131\n"
+    "sites 4 round 3 left 9 loss 3 gap 1 fall 780 distance 4 ratio 2 asked 4 steps 2 noise 1 queue 0 "
+    "circuits {} rounds {} bytes {}"
 )
 
 
 def line(number):
     """Experience: cheap circuits want many steps, dear ones few."""
-    play = {"losses": [0.7, 0.5, 0.4], "bytes": [10, 10], "states": [TEXT.format(333)] * 2, "masked": [[], []]}
+    play = {"losses": [0.7, 0.5, 0.4], "bytes": [10, 10], "states": [TEXT.format(3, 3, 3)] * 2, "masked": [[], []]}
     plays = [
         {**play, "options": {"budget": "1", "clients": "2"}, "accuracies": [0.9, 0.9], "circuits": [1, 1]},
         {**play, "options": {"budget": "20", "clients": "all"}, "accuracies": [0.9, 0.9], "circuits": [100, 100]},
@@ -65,7 +66,7 @@ def test_training_goes_on_in_slices_and_writes_an_honest_file(tmp_path, monkeypa
     assert file.ranges["loss"] == (3, 3)
     assert "policy train --model tiny-3 --federations 12" in file.command
     policy = file.load(load_base("tiny-3", tmp_path))
-    assert policy.probabilities(TEXT.format(911), allowed_of([]))["budget"].sum() == pytest.approx(1)
+    assert policy.probabilities(TEXT.format(9, 1, 1), allowed_of([]))["budget"].sum() == pytest.approx(1)
 
     monkeypatch.setattr(policy_learning, "roll_out", _rolled)
     more = Recipe(model="tiny-3", federations=12, epochs=2, layers=2, rank=2, groups=2)
@@ -80,7 +81,7 @@ def _rolled(policy, line, random, group):
     from llm_qfl.language.policy_training import Taken
 
     options = dict.fromkeys(FIELDS, 0)
-    return [Taken(TEXT.format(911), allowed_of([]), options, 1.0)], [1.0, 0.0]
+    return [Taken(TEXT.format(9, 1, 1), allowed_of([]), options, 1.0)], [1.0, 0.0]
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_a_run_is_replayed(policy, tmp_path):
     path, made = policy
     run = tmp_path / "run"
     run.mkdir()
-    lines = [decided(made, TEXT.format(911)), decided(made, TEXT.format(191), ["budget 20", "stop yes"])]
+    lines = [decided(made, TEXT.format(9, 1, 1)), decided(made, TEXT.format(1, 9, 1), ["budget 20", "stop yes"])]
     lines.append({"round": 1, "state": None, "probabilities": {}, "masked": {}})
     (run / "decisions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])

@@ -115,8 +115,8 @@ def test_learners_are_told_their_rewards(world):
 
 def test_linucb_prefers_what_paid():
     learner = LinUCB(alpha=0.01)
-    text = "sites 4 round 3 left 9 loss 3 gap 1 fall 780 distance 4 ratio 2 asked 4 steps 2 price 191 noise 1 queue 0\n"
-    state = read_state(text + "65252131 52142131")
+    run = "sites 4 round 3 left 9 loss 3 gap 1 fall 780 distance 4 ratio 2 asked 4 steps 2 noise 1 queue 0"
+    state = read_state(f"65252131 52142131\n{run} circuits 1 rounds 9 bytes 1")
 
     class Made:
         def __init__(self, budget):
