@@ -3,13 +3,19 @@
 Flower's own `send_and_receive` polls each 3 s, its `sample_nodes` waits for ever, and an error for a dead node comes
 from node 1; here an error belongs to the node that was asked. A message may outlive its exchange: as long as its time
 to live has not passed, its answer is asked for in the exchanges that follow.
+
+Flower's `pull_messages` waits for the rest of an answer that a node has begun to send, three minutes after it was last
+heard of and longer while it sends. So each answer is pulled apart, in a thread of its own: a node that is cut from the
+network in mid-answer holds up neither the others nor the deadline.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from threading import Thread
 
 from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -20,6 +26,8 @@ from llm_qfl.federation.errors import FederationError
 
 NO_REPLY, NOT_TAKEN = 1000, 999  # our own codes, outside Flower's 0 to 8
 FIRST_POLL, LAST_POLL, LONG_POLL = 0.02, 0.25, 5.0  # seconds; a pull is a request to the SuperLink
+PULLS = 100.0  # a second, at most: each open answer is a request of its own
+PULL = 1.0  # seconds that an exchange gives a pull before it looks at the clock again
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class BoundedGrid(Grid):
     ) -> None:
         self._inner, self._clock, self._sleep = inner, clock, sleep
         self._unanswered: dict[str, _Asked] = {}
+        self._pulls: dict[str, Future[list[Message]]] = {}
         self.failed: dict[int, Error] = {}
         """Node -> error, of the latest exchange that sent or waited for anything."""
 
@@ -159,7 +168,8 @@ class BoundedGrid(Grid):
                 break
             self._sleep(pause if end is None else min(pause, end - now))
             # Who has waited for hours may wait a second more: a hundredth of the time, not four requests a second.
-            pause = min(1.5 * pause, max(LAST_POLL, min((now - started) / 100, LONG_POLL)))
+            slowest = max(LAST_POLL, len(self._unanswered) / PULLS, min((now - started) / 100, LONG_POLL))
+            pause = min(1.5 * pause, slowest)
         for key in awaited:
             self.failed[self._unanswered[key].node] = Error(NO_REPLY, f"no reply within {timeout:.0f} s")
         return replies
@@ -177,7 +187,7 @@ class BoundedGrid(Grid):
     def _pull(self) -> list[Message]:
         """What has come; an error frees its node and goes to `failed`."""
         replies: list[Message] = []
-        for reply in self._inner.pull_messages(list(self._unanswered)):
+        for reply in self._pulled():
             asked = self._unanswered.pop(reply.metadata.reply_to_message_id, None)
             if asked is None:
                 continue  # not an answer to anything that was asked, or the second one
@@ -187,8 +197,31 @@ class BoundedGrid(Grid):
                 replies.append(reply)
         return replies
 
+    def _pulled(self) -> list[Message]:
+        """What the pulls bring that end now; those of other answers go on."""
+        for key in self._unanswered:
+            if key not in self._pulls:
+                self._pulls[key] = _in_thread(self._inner, key)
+        wait(self._pulls.values(), PULL)
+        ended = [key for key, pull in self._pulls.items() if pull.done()]
+        return [reply for key in ended for reply in self._pulls.pop(key).result()]
+
     def _expire(self, now: float) -> None:
         for key, asked in list(self._unanswered.items()):
             if now >= asked.until:
                 del self._unanswered[key]
                 self.failed.setdefault(asked.node, Error(NO_REPLY, f"no reply within {asked.ttl:.0f} s"))
+
+
+def _in_thread(grid: Grid, key: str) -> Future[list[Message]]:
+    """Pull the answer to one message in a thread that ends with the process."""
+    pull: Future[list[Message]] = Future()
+
+    def work() -> None:
+        try:
+            pull.set_result(list(grid.pull_messages([key])))
+        except BaseException as error:  # noqa: BLE001  raised where the result is taken
+            pull.set_exception(error)
+
+    Thread(target=work, daemon=True, name=f"pull {key[:8]}").start()
+    return pull

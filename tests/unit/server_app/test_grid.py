@@ -1,3 +1,6 @@
+import threading
+import time
+
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -171,3 +174,24 @@ def test_waiting_ends_when_it_is_so_or_when_the_time_is_over():
     assert 2.0 < clock.now < 2.5
     grid.wait_until(lambda: False, 3.0)
     assert clock.now == pytest.approx(5.0, abs=0.5)
+
+
+def test_an_answer_that_does_not_end_holds_up_neither_the_others_nor_the_deadline(monkeypatch):
+    """Flower waits for the rest of an answer whose node was cut off in the middle of it."""
+    grid, _ = bounded()
+    over, pull = threading.Event(), grid._inner.pull_messages
+
+    def pull_messages(ids):
+        replies = list(pull(ids))
+        if any(reply.metadata.src_node_id == 2 for reply in replies):
+            over.wait(30)
+        return replies
+
+    monkeypatch.setattr(grid._inner, "pull_messages", pull_messages)
+    began = time.monotonic()
+    assert nodes_of(ask(grid, timeout=3, ttl=1000)) == [1, 3]
+    assert time.monotonic() - began < 20
+    assert grid.failed[2].code == NO_REPLY
+    assert grid.busy == {2}
+    over.set()
+    assert sorted(nodes_of(ask(grid, timeout=3, nodes=(1,), ttl=1000))) == [1, 2]  # late, as other late ones
