@@ -5,7 +5,7 @@
 #   make test                                         lint, types, tests
 #   make bench                                        speed beside other libraries
 #   make bench-llm                                    a site's language round beside plain PEFT
-#   make drills                                       processes and nodes killed at random moments
+#   make drills                                       nodes, servers, networks, disks, clocks disturbed at random moments
 #   make compose                                      a federation in containers: TLS, known nodes, one run
 #   make compose-check                                the same, checked; nothing is left behind
 #   make policy MINUTES=30                            train the policy in simulated federations; continues
@@ -59,12 +59,13 @@ bench-llm:
 # A client of IBM Quantum killed at random moments over paid jobs, the service on loopback: 97 processes, then three
 # ClientApps of real nodes, then a whole node.
 KILLS ?= 97
+REPEAT ?= 1
 drills:
 	$(INSTALL) server dev
 	$(BIN)/python tests/drills/kill_ibm.py --kills $(KILLS)
 	$(BIN)/python tests/drills/kill_flower.py
 	$(BIN)/python tests/drills/kill_flower.py --node
-	$(BIN)/python tests/drills/kill_server.py
+	$(BIN)/python tests/drills/disturb.py --repeat $(REPEAT)
 
 deploy-check:
 	$(INSTALL) server language
