@@ -60,28 +60,33 @@ class Relay:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # closed transports let go of their sockets in the loop's next turn
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.CancelledError):  # at the end, of which asyncio would complain
-            await self._through(reader, writer)
+        writers = [writer]
+        try:
+            with suppress(asyncio.CancelledError):  # at the end, of which asyncio would complain
+                await self._through(reader, writers)
+        finally:  # a writer that is collected before it was closed warns
+            for one in writers:
+                one.close()
 
-    async def _through(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _through(self, reader: asyncio.StreamReader, writers: list[asyncio.StreamWriter]) -> None:
         """Both directions of a connection, to its end."""
         first = b""
         if not self._whole.is_set():
             await self._whole.wait()
             while (more := await _there(reader)) is not None:
                 if not more:  # it was given up meanwhile
-                    writer.close()
                     return
                 first += more
         try:
             onward_reader, onward_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:  # the server is down: so is the connection
-            writer.close()
             return
+        writers.append(onward_writer)
         onward_writer.write(first)
-        await asyncio.gather(self._pass(reader, onward_writer), self._pass(onward_reader, writer))
+        await asyncio.gather(self._pass(reader, onward_writer), self._pass(onward_reader, writers[0]))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One direction, to its end."""

@@ -272,7 +272,7 @@ def test_impossible_policies_are_refused(tmp_path):
         PolicyModel.on(base, {"budget": 27})
 
 
-def agents_state(sites=10):
+def agents_state(sites=5):  # of bytes: what a tiny model has positions for
     names = [f"site-{k:04d}" for k in range(sites)]
     records = tuple(SiteRecord(name, 50 + k, 0.3 + 0.05 * k, 0.4) for k, name in enumerate(names))
     history = History((RoundRecord(1, records, tuple(names), server_loss=0.5),))
@@ -280,7 +280,7 @@ def agents_state(sites=10):
     return state_of(history, setting, dict.fromkeys(names, 731), names, 2)
 
 
-def test_the_agents_state_fits_a_tiny_model_and_its_answer_passes_the_checks(make_policy):
+def test_the_state_of_five_sites_fits_a_tiny_model_and_its_answer_passes_the_checks(make_policy):
     policy, _, _ = make_policy(fields=dict(SIZES))
     found = ask(policy, agents_state().text(), everything(), Deadline(20))
     assert set(found) == set(SIZES), found
