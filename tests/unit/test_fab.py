@@ -12,6 +12,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 WHITELIST = ("llm_qfl", "client_app", "server_app", "agent")
+POLICY = "agent/policy.json"  # the one exception to "no weights"
 ADDED_BY_FLOWER = {"pyproject.toml", "LICENSE", ".info/CONTENT"}
 
 
@@ -42,12 +43,12 @@ def fab(tmp_path_factory) -> zipfile.ZipFile:
 
 def test_the_whitelist_in_pyproject_is_the_one_tested():
     app = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert app["fab-include"] == [f"{package}/**/*.py" for package in WHITELIST]
+    assert app["fab-include"] == [*(f"{package}/**/*.py" for package in WHITELIST), POLICY]
     assert set(app["components"]) == {"serverapp", "clientapp"}  # an agentapp would turn the whole FAB into one
 
 
 def test_the_fab_holds_the_whitelist_and_nothing_else(fab):
-    expected = {name for name in tracked(*WHITELIST) if name.endswith(".py")}
+    expected = {name for name in tracked(*WHITELIST) if name.endswith(".py")} | {POLICY}
     assert set(fab.namelist()) - ADDED_BY_FLOWER == expected
 
 
