@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client_app.data import site_rows
+from client_app.data import site_texts
 from experiments.distillation_tasks import AVERAGED, OWN, Task, Tuning, metrics
 from experiments.tweets_data import FILES, WORDS
 from experiments.tweets_states import Client, Server, States
@@ -37,7 +37,7 @@ from llm_qfl.language.route import Route
 from llm_qfl.language.soft_labels import soft_labels
 from llm_qfl.language.task import TaskView, text_features, text_plan
 from llm_qfl.language.tokens import ClassRows
-from server_app.rows import server_pool
+from server_app.language_scores import server_texts
 from simulation.policy_teachers import Recording
 from simulation.policy_world import World
 
@@ -147,23 +147,20 @@ def read_rows(task: Task, world: World, work: Path, server: Server) -> Reading:
     total = combine(sums, setup.class_names) if names else None
     tokenizer = server.base.tokenizer
     plan = text_plan(server.config, setup.encoding, names, setup.class_names, total, tokenizer)
+    setup = replace(setup, text=plan)
     sites: dict[str, dict[str, Texts]] = {}
     for node in world.nodes.values():
         own = NodeSettings.from_node_config(node)
-        held, numbers = site_rows(config, own, own.site), world.partitions[own.site]
-        sites[own.site] = {}
+        numbers, sites[own.site] = world.partitions[own.site], {}
         for name, rows in (("train", numbers.train), ("validation", numbers.validation)):
-            chosen = held.parts[name]
-            order = np.array([setup.class_names.index(label) for label in held.pool.class_names], np.intp)
-            labels = order[held.pool.y[chosen]]
+            texts, labels, _ = site_texts(config, own, own.site, setup, name)
             if not np.array_equal(labels, rows.y):
                 raise FederationError(f"distillation: {own.site}'s {name} texts are of other rows than its numbers")
-            sites[own.site][name] = (plan.row_texts(held.pool.table, held.pool.x, chosen), labels)
-    found = server_pool(config, setup, "test")
-    if found is None:
+            sites[own.site][name] = (texts, labels)
+    held = server_texts(config, setup)
+    if "test" not in held:
         raise FederationError("distillation: the server holds no test rows")
-    pool, chosen, labels = found
-    test = (plan.row_texts(pool.table, pool.x, chosen), labels)
+    test = held["test"][:2]
     return Reading(TaskView.of(plan, server.config, tokenizer), sites, test)
 
 

@@ -156,7 +156,7 @@ def validate(run_config: dict[str, Scalar], sites: int) -> Outcome:
     from server_app.session import initial_state, make_strategy, open_session
     from simulation.grid import InMemoryGrid
 
-    flat = {**default_run_config(), "agent.mode": "qfl", **run_config}  # no language model takes part in a search
+    flat = {**default_run_config(), **run_config}
     config = RunConfig.from_run_config(flat)
     nodes = {n + 1: {"partition-id": n, "num-partitions": sites} for n in range(sites)}
     grid = BoundedGrid(InMemoryGrid(client_app, nodes, flat))

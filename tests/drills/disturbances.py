@@ -36,17 +36,21 @@ def node(scratch: Path, draw: random.Random) -> Row:
 
     Without a key of its own it has another id then; the server takes it for the site that it says it is.
     """
-    stage = stage_of(scratch, PAIR, {})
+    return killed("SuperNode killed", stage_of(scratch, PAIR, {}), draw, "beta", Stage.start_node)
+
+
+def killed(name: str, stage: Stage, draw: random.Random, child: str, start: Callable[[Stage, str], object]) -> Row:
+    """A process of site beta dies with all that it runs, and is started again some seconds later."""
     with stage.processes:
         begin(stage)
         draw_moment(stage, draw)
-        kill_tree(stage.children["beta"])
+        kill_tree(stage.children[child])
         before = moment(stage)
         stage.pause(draw.uniform(1, 5))
-        stage.start_node("beta")
+        start(stage, "beta")
         over = time.monotonic()
         folder = stage.wait_for_end()
-        return judge("SuperNode killed", stage, folder, Moment(before, over), must=False, note=lost(stage))
+        return judge(name, stage, folder, Moment(before, over), must=False, note=lost(stage))
 
 
 def server(scratch: Path, draw: random.Random) -> Row:
@@ -65,16 +69,7 @@ def site_executor(scratch: Path, draw: random.Random) -> Row:
     A task that it had begun is lost with it; one that it had not waits for the new one.
     """
     stage = stage_of(scratch, PAIR, {}, isolated=True)
-    with stage.processes:
-        begin(stage)
-        draw_moment(stage, draw)
-        kill_tree(stage.children["superexec-beta"])
-        before = moment(stage)
-        stage.pause(draw.uniform(1, 5))
-        stage.start_executor("beta")
-        over = time.monotonic()
-        folder = stage.wait_for_end()
-        return judge("SuperExec of a site killed", stage, folder, Moment(before, over), must=False, note=lost(stage))
+    return killed("SuperExec of a site killed", stage, draw, "superexec-beta", Stage.start_executor)
 
 
 def server_executor(scratch: Path, draw: random.Random) -> Row:

@@ -43,11 +43,18 @@ def connect(relay):
     return socket.create_connection(("127.0.0.1", relay.port), timeout=5)
 
 
-def test_what_was_on_its_way_waits_for_the_cable_and_then_arrives(line):
-    relay, heard = line
+@contextmanager
+def standing(relay):
+    """A connection over which a piece has gone and come back."""
     with connect(relay) as peer:
         peer.sendall(b"one")
         assert peer.recv(10) == b"ONE"
+        yield peer
+
+
+def test_what_was_on_its_way_waits_for_the_cable_and_then_arrives(line):
+    relay, heard = line
+    with standing(relay) as peer:
         relay.cut()
         peer.sendall(b"two")
         peer.settimeout(0.3)
@@ -74,9 +81,7 @@ def test_a_connection_that_was_begun_during_the_cut_stands_afterwards_or_was_nev
 
 def test_what_was_sent_over_a_standing_connection_arrives_though_its_sender_has_left(line):
     relay, heard = line
-    with connect(relay) as peer:
-        peer.sendall(b"one")
-        assert peer.recv(10) == b"ONE"
+    with standing(relay) as peer:
         relay.cut()
         peer.sendall(b"last")
     relay.mend()

