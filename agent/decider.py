@@ -153,7 +153,8 @@ class Decider:
     def close_round(self, summary: RoundSummary) -> float | None:
         """Take a closed round in, with the language model's losses as they stand after it; see `close`."""
         self.teachers = self.teachers.after(summary)
-        return self.close(record_of(summary, self.teachers.sites, self.teachers.server))
+        federated = self.setting.lag == 1
+        return self.close(record_of(summary, self.teachers.sites, self.teachers.server, federated=federated))
 
     def close(self, record: RoundRecord) -> float | None:
         """Take a closed round in.
@@ -172,7 +173,7 @@ class Decider:
         self.history = self.history.then(record)
         self._next, self._regulated = regulate_sites(self._regulation, self._next, record)
         self._fired.append(self._regulated)
-        losses = [one.server_loss for one in self.history.rounds]
+        losses = self.history.validation()
         before, after = (losses[-2], losses[-1]) if len(losses) > 1 else (None, None)
         first = next((loss for loss in losses if loss is not None), None)
         if before is None or after is None or not first:  # a first loss of 0 leaves nothing to win

@@ -25,6 +25,8 @@ class SiteRecord:
         qnn_loss: F_i, of the vector that the site returned; plain cross-entropy, whatever it was trained on.
         language_loss: L_i on the same rows, or None.
         evaluations, circuits, seconds: what the round cost it.
+        received_loss: of the vector that it was sent, where the sites' rows are the validation rows; else None.
+        validation_rows: how many of them it has.
     """
 
     site: str
@@ -34,6 +36,8 @@ class SiteRecord:
     evaluations: int = 0
     circuits: int = 0
     seconds: float = 0.0
+    received_loss: float | None = None
+    validation_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class RoundRecord:
         server_round: from 1.
         sites: accepted answers, by name.
         asked: sites of the plan.
-        server_loss: F_s, validation cross-entropy of the global model (nats), or None.
+        server_loss: F_s, validation cross-entropy of the global model (nats), or None; where the sites validate, on
+            the rows of those that answered, so rounds are compared by `History.validation`, not by this.
         language_loss: L_s, of the averaged language model on validation rows, or None.
         evaluations, circuits: all sites together, late answers included.
         bytes: likewise, of the QNN's part: the adapter's travels are no decision's choice, and would drown the rest.
@@ -117,22 +122,29 @@ class Teachers:
 
 
 def record_of(
-    summary: RoundSummary, language: Mapping[str, float | None], server_language: float | None = None
+    summary: RoundSummary,
+    language: Mapping[str, float | None],
+    server_language: float | None = None,
+    *,
+    federated: bool = False,
 ) -> RoundRecord:
     """A closed round in numbers.
 
-    Losses that are not finite are left out; what lies beyond three times the median is clipped to it. F_i and L_i are
-    clipped alike, each by its own median.
+    Losses that are not finite are left out; what lies beyond three times the median is clipped to it. F_i, L_i and
+    the sites' validation losses are clipped alike, each by its own median.
 
     Args:
         summary: the round.
         language: L_i by site, nats, on the rows of F_i; a site that is missing has none.
         server_language: L_s, nats, or None.
+        federated: are the sites' rows the validation rows?
     """
     kept = [(report, report.trained.loss) for report in sorted(summary.reports, key=lambda report: report.site)]
     losses = clipped({report.site: loss for report, loss in kept if loss is not None})
     given = ((report.site, language.get(report.site)) for report, _ in kept)
     teachers = clipped({site: loss for site, loss in given if loss is not None})
+    scored = ((report.site, report.received.loss) for report, _ in kept if federated)
+    received = clipped({site: loss for site, loss in scored if loss is not None})
     sites = tuple(
         SiteRecord(
             report.site,
@@ -142,6 +154,8 @@ def record_of(
             report.spent.evaluations,
             report.spent.circuits,
             report.seconds,
+            received.get(report.site),
+            report.received.count if report.site in received else 0,
         )
         for report, _ in kept
         if report.site in losses
@@ -209,9 +223,33 @@ class History:
         """The last round that every site was asked in."""
         return {site: record.server_round for record in self.rounds for site in record.asked}
 
+    def validation(self) -> tuple[float | None, ...]:
+        """Validation loss (nats) of each round, comparable from round to round; None where nothing was scored.
+
+        The server's own, or, where the sites validate, the mean over the rows of *every* site that has answered so
+        far: a site that sat a round out counts with its last loss, before its first answer with its first one.
+        Without that, a round of two easy sites would look like progress and one of two hard sites like a regression.
+        """
+        rows = {one.site: one.validation_rows for record in self.rounds for one in record.sites if one.validation_rows}
+        if not rows:
+            return tuple(record.server_loss for record in self.rounds)
+        scored = [
+            {one.site: one.received_loss for one in record.sites if one.received_loss is not None}
+            for record in self.rounds
+        ]
+        current: dict[str, float] = {}
+        for losses in reversed(scored):
+            current |= losses  # ends with every site's first
+        found: list[float | None] = []
+        for losses in scored:
+            current |= losses
+            mean = sum(rows[site] * loss for site, loss in current.items()) / sum(rows[site] for site in current)
+            found.append(mean if losses else None)
+        return tuple(found)
+
     def losses(self) -> tuple[float, ...]:
-        """Validation losses that are known, oldest first."""
-        return tuple(record.server_loss for record in self.rounds if record.server_loss is not None)
+        """Of `validation` what is known, oldest first."""
+        return tuple(loss for loss in self.validation() if loss is not None)
 
     @property
     def evaluations(self) -> int:

@@ -19,7 +19,7 @@ from transformers import (
 
 from llm_qfl.federation.errors import LanguageError
 
-WIDTH, HEADS, POSITIONS = 32, 4, 256
+WIDTH, HEADS, POSITIONS = 32, 4, 512
 END = "<|end|>"
 VOCABULARY = 257  # the bytes and the end token
 

@@ -114,7 +114,8 @@ def test_a_language_model_decides_by_its_weights(tmp_path):
     model = PolicyModel.on(load_base("tiny-4", tmp_path), SIZES, spec=LoraSpec(2, 4.0), layers=2)
     path = tmp_path / "policy.json"
     PolicyFile.of(model, "tiny-4", ranges={}, command="a test").write(path)
-    free = {"agent__max_entropy": 1.0, "agent__min_probability": 0.0, "agent__decision_timeout": 60.0}
+    free = {"agent__max_entropy": 1.0, "agent__min_probability": 0.0, "agent__regress_rounds": 9}
+    free["agent__decision_timeout"] = 60.0
     run = play(tmp_path, agent__mode="policy", agent__policy=str(path), **free)
     decisions = lines(run, "decisions.jsonl")
     assert [line["by"] for line in decisions] == ["rule", "policy", "policy", "policy"]

@@ -554,7 +554,7 @@ def test_answers_to_instructions_are_learned(tmp_path):
     [
         ({"language.model": "./nowhere"}, LanguageError, "expected smollm2-135m"),
         ({"language.adapter-layers": 4}, LanguageError, "leave none to compress"),
-        ({"language.max-tokens": 500}, LanguageError, "has 256 positions"),
+        ({"language.max-tokens": 600}, LanguageError, "has 512 positions"),
         ({"language.max-tokens": 10}, LanguageError, "a row of one column"),
         ({"language.label-words": "class a,class b"}, LanguageError, None),
         ({"language.label-words": "a,ab"}, LanguageError, "are the beginning of"),

@@ -378,3 +378,18 @@ def test_every_rule_is_held_against_the_losses_as_they_were():
     assert all(share.rounds == 5 and share.grew == pytest.approx(2 / 5) for share in shares.values())
     idle = decider("llm-qfl-all")
     assert idle.fired_by_rule["adaptive"].rounds == 0
+
+
+def test_sites_that_are_hard_to_fit_are_no_regression():
+    run = decider(scorer=Says(), setting={"lag": 1}, regress_rounds=2, stop_tolerance=0.02)
+    losses = {"site-0000": 0.2, "site-0001": 0.8}  # each the same from round to round
+    for number, who in enumerate([SITES[:2], SITES[:1], SITES[1:2], SITES[1:2]], 1):
+        run.decide(number, SITES[:2])
+        sites = tuple(
+            SiteRecord(one, 100, losses[one], 0.4, received_loss=losses[one], validation_rows=10) for one in who
+        )
+        reward = run.close(
+            RoundRecord(number, sites, tuple(who), server_loss=sum(losses[one] for one in who) / len(who))
+        )
+        assert reward in (None, pytest.approx(-0.05))  # nothing won; one of twenty rounds' cost
+    assert run.decide(5, SITES[:2]).by == "policy"

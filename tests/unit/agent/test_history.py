@@ -3,6 +3,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.history import History, RoundRecord, Teachers, clipped, record_of
 from llm_qfl.federation.types import ClientReport, LanguageAnswer, LanguageRound, RoundPlan, RoundSummary, Scores, Spent
@@ -138,3 +140,44 @@ def test_the_adapters_bytes_are_no_decisions_price():
     travelled = dataclasses.replace(language_round(), bytes_up=50, bytes_down=60)
     closed = dataclasses.replace(summary(report("a", 0.5)), language=travelled)
     assert record_of(closed, {}).bytes == record_of(summary(report("a", 0.5)), {}).bytes - 110
+
+
+def scored(server_round, federated=True, **losses):
+    """A round that only these sites answered; each has ten validation rows, site c thirty."""
+    reports = [report(site, loss, rows=30 if site == "c" else 10) for site, loss in losses.items()]
+    rows = np.array([sum(one.received.count for one in reports), 0])
+    pooled = Scores(sum(one.received.loss_sum for one in reports), rows, rows) if reports else None
+    done = dataclasses.replace(summary(*reports, validation=pooled), server_round=server_round)
+    return record_of(done, {}, federated=federated)
+
+
+def test_federated_validation_compares_rounds_on_the_same_rows_whoever_took_part():
+    easy_then_hard = History((scored(1, a=0.2, b=0.8), scored(2, a=0.2), scored(3, b=0.8), scored(4, a=0.1)))
+    assert easy_then_hard.losses() == pytest.approx((0.5, 0.5, 0.5, 0.45))  # of those who answered: .5 .2 .8 .1
+
+
+def test_a_site_that_comes_later_counts_from_the_first_round_with_its_first_loss():
+    history = History((scored(1, a=0.6), scored(2, a=0.4), scored(3, c=0.8)))
+    assert history.losses() == pytest.approx(((6 + 24) / 40, (4 + 24) / 40, (4 + 24) / 40))
+    assert History(history.rounds[:2]).losses() == pytest.approx((0.6, 0.4))
+
+
+def test_a_round_that_nobody_answered_scores_nothing():
+    history = History((scored(1, a=0.6), scored(2), scored(3, a=0.5)))
+    assert history.validation() == (pytest.approx(0.6), None, pytest.approx(0.5))
+    assert history.losses() == pytest.approx((0.6, 0.5))
+
+
+def test_the_servers_own_rows_are_the_same_each_round_already():
+    history = History((scored(1, federated=False, a=0.2, b=0.8), scored(2, federated=False, a=0.2)))
+    assert history.losses() == pytest.approx((0.5, 0.2))
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.floats(0.3, 0.6)), min_size=1, max_size=6))
+def test_federated_validation_where_all_answer_is_the_pooled_loss_and_never_leaves_their_range(answers):
+    whole = [{"a": 0.5, "b": 0.4, "c": 0.3} | one for one in answers]
+    history = History(tuple(scored(n, **one) for n, one in enumerate(whole, 1)))
+    assert history.losses() == pytest.approx([record.server_loss for record in history.rounds])
+    parts = History(tuple(scored(n, **one) for n, one in enumerate(answers, 1)))
+    told = [loss for one in answers for loss in one.values()]
+    assert all(min(told) - 1e-9 <= loss <= max(told) + 1e-9 for loss in parts.losses())

@@ -57,8 +57,8 @@ def test_config_that_hides_layers() -> None:
 
 def test_rows_longer_than_the_positions() -> None:
     stack = Stack(tiny_model(2))
-    with pytest.raises(LanguageError, match="longer than the model's 256"):
-        stack.embed(torch.zeros((1, 257), dtype=torch.int64))
+    with pytest.raises(LanguageError, match="longer than the model's 512"):
+        stack.embed(torch.zeros((1, 513), dtype=torch.int64))
 
 
 def test_tiny_is_the_same_each_time_and_leaves_the_global_generator() -> None:
