@@ -12,7 +12,7 @@ from statistics import median
 
 from llm_qfl.federation.types import RoundSummary
 
-LIE = 3.0  # a loss beyond so many times the round's median counts as that: one site cannot drive the others' budgets
+LIE = 3.0  # of the round's median loss, or of what guessing costs: a larger loss counts as that much
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def record_of(
 ) -> RoundRecord:
     """A closed round in numbers.
 
-    Losses that are not finite are left out; what lies beyond three times the median is clipped to it. F_i, L_i and
-    the sites' validation losses are clipped alike, each by its own median.
+    Losses that are not finite are left out, and large ones clipped, so that one site cannot drive the others' budgets.
+    F_i, L_i and the sites' validation losses are clipped alike, each by its own median.
 
     Args:
         summary: the round.
@@ -140,11 +140,12 @@ def record_of(
         federated: are the sites' rows the validation rows?
     """
     kept = [(report, report.trained.loss) for report in sorted(summary.reports, key=lambda report: report.site)]
-    losses = clipped({report.site: loss for report, loss in kept if loss is not None})
+    guess = max((math.log(len(report.trained.rows)) for report, _ in kept), default=0.0)
+    losses = clipped({report.site: loss for report, loss in kept if loss is not None}, guess)
     given = ((report.site, language.get(report.site)) for report, _ in kept)
-    teachers = clipped({site: loss for site, loss in given if loss is not None})
+    teachers = clipped({site: loss for site, loss in given if loss is not None}, guess)
     scored = ((report.site, report.received.loss) for report, _ in kept if federated)
-    received = clipped({site: loss for site, loss in scored if loss is not None})
+    received = clipped({site: loss for site, loss in scored if loss is not None}, guess)
     sites = tuple(
         SiteRecord(
             report.site,
@@ -175,12 +176,20 @@ def record_of(
     )
 
 
-def clipped(losses: Mapping[str, float]) -> dict[str, float]:
-    """Losses within [0, 3 times the median]; those that are not finite are gone."""
+def clipped(losses: Mapping[str, float], guess: float) -> dict[str, float]:
+    """Losses within [0, 3 times the median or, if that is more, 3 times the guess]; those that are not finite are gone.
+
+    The median alone would not do: where most sites hold one class their losses are next to nothing, and a site whose
+    rows are hard would count as a liar.
+
+    Args:
+        losses: by site, nats.
+        guess: what guessing costs, ln C, nats.
+    """
     finite = {site: loss for site, loss in losses.items() if math.isfinite(loss)}
     if not finite:
         return {}
-    most = LIE * max(median(finite.values()), 0.0)
+    most = LIE * max(median(finite.values()), guess)
     return {site: min(max(loss, 0.0), most) for site, loss in finite.items()}
 
 

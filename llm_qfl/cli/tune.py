@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[Scalar, ...]] = {
     "training.l2": (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
 }
 BOUNDS = {"quantum.layers": (1.0, 6.0), "training.learning-rate": (0.01, 0.3), "training.steps": (5.0, 30.0)}
+FIXED: dict[str, Scalar] = {"agent.mode": "qfl"}  # what is searched is the QNN, every round alike
 KEYS = ("quantum.layers", "quantum.readout", "training.learning-rate", "training.steps", "training.l2")
 
 
@@ -59,7 +60,7 @@ def run_tuning(overrides: Sequence[str], *, sites: int, trials: int, search: Seq
     Raises:
         ConfigError: a wrong key, or nobody holds validation rows.
     """
-    base = parse_overrides(overrides)
+    base = {**FIXED, **parse_overrides(overrides)}
     config = RunConfig.from_run_config(base)
     if config.quantum.backend.startswith("ibm:"):
         raise ConfigError(
@@ -156,7 +157,7 @@ def validate(run_config: dict[str, Scalar], sites: int) -> Outcome:
     from server_app.session import initial_state, make_strategy, open_session
     from simulation.grid import InMemoryGrid
 
-    flat = {**default_run_config(), **run_config}
+    flat = {**default_run_config(), **FIXED, **run_config}
     config = RunConfig.from_run_config(flat)
     nodes = {n + 1: {"partition-id": n, "num-partitions": sites} for n in range(sites)}
     grid = BoundedGrid(InMemoryGrid(client_app, nodes, flat))

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from llm_qfl.federation.config_agent import AgentConfig
+from llm_qfl.federation.config_agent import AgentConfig, resolved
 from llm_qfl.federation.config_checks import cross_problems
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.config_privacy import PrivacyConfig
@@ -221,6 +221,8 @@ class RunConfig(Section):
     def from_run_config(cls, flat: Mapping[str, Scalar]) -> RunConfig:
         """Check Flower's flat run config (`{"data.source": ...}`); a key that is missing takes its default.
 
+        `agent.mode=auto` becomes the mode that it stands for, so that every record of the run names it.
+
         Raises:
             ConfigError: with every problem, not the first.
         """
@@ -243,7 +245,7 @@ class RunConfig(Section):
                 problems += _lines(error, "")
             else:
                 if not problems:
-                    return config
+                    return config.model_copy(update={"agent": resolved(config.agent, config.language)})
         raise ConfigError(problems)
 
     def flat(self) -> dict[str, Scalar]:

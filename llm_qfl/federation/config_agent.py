@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from llm_qfl.federation.config_language import LanguageConfig
+from llm_qfl.federation.config_language import EMBEDDED_MODEL, LanguageConfig
 from llm_qfl.federation.section import PositiveInt, Section
 
-Mode = Literal["qfl", "llm-qfl-all", "llm-qfl-selected", "policy"]
+Mode = Literal["auto", "qfl", "llm-qfl-all", "llm-qfl-selected", "policy"]
 Rule = Literal["incremental", "dynamic", "logarithmic", "adaptive", "hybrid"]
 Selection = Literal["all", "align", "oort", "random"]
 Reference = Literal["server", "language"]
@@ -24,9 +24,10 @@ EMBEDDED_POLICY = "embedded"
 class AgentConfig(Section):
     """Local budgets, client selection, distillation and the moment to stop."""
 
-    mode: Mode = "qfl"
-    """`qfl` (every round alike), `llm-qfl-all` (regulated budgets, all sites), `llm-qfl-selected` (and a selection of
-    the sites), `policy` (a language model decides, the ratio rule where it may not)."""
+    mode: Mode = "auto"
+    """`auto` (`policy` where the language model is the one that the embedded policy was trained on, and classifies;
+    else `qfl`), `qfl` (every round alike), `llm-qfl-all` (regulated budgets, all sites), `llm-qfl-selected` (and a
+    selection of the sites), `policy` (a language model decides, the ratio rule where it may not)."""
     policy: str = EMBEDDED_POLICY
     """The policy's weights: `embedded` (in the app), `none` (the ratio rule decides) or a file of `llm-qfl policy`."""
     rule: Rule = "adaptive"
@@ -53,8 +54,7 @@ class AgentConfig(Section):
     distill_direction: Direction = "forward"
     """`forward`: KL(teacher || student); `reverse`: KL(student || teacher)."""
     select: Selection = "align"
-    """`llm-qfl-selected`, and `policy` where the rule decides: `all`, `align` (nearest losses), `oort` (utility) or
-    `random` (seeded)."""
+    """`llm-qfl-selected`: `all`, `align` (nearest losses), `oort` (utility) or `random` (seeded)."""
     align_to: Reference = "server"
     """`align`: distance of a site's loss to the server's, or to its own language model's."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -116,22 +116,34 @@ class AgentConfig(Section):
     @property
     def regulates(self) -> bool:
         """Do budgets change from round to round?"""
-        return self.mode != "qfl"
+        return self.mode not in ("auto", "qfl")
 
     @property
     def distills(self) -> bool:
         """May soft labels enter the QNN's loss (the policy may choose a weight of its own)?"""
-        return self.mode == "policy" or (self.mode != "qfl" and self.distill_weight > 0)
+        return self.mode == "policy" or (self.regulates and self.distill_weight > 0)
 
     @property
     def selection(self) -> Selection:
-        """How the rule selects sites in this mode."""
-        return self.select if self.mode in ("llm-qfl-selected", "policy") else "all"
+        """How the rule selects sites in this mode.
+
+        Behind the policy it takes all of them: it is asked where nothing is known yet or things went wrong, and what
+        helps then is a look at every site's rows.
+        """
+        return self.select if self.mode == "llm-qfl-selected" else "all"
+
+
+def resolved(agent: AgentConfig, language: LanguageConfig) -> AgentConfig:
+    """The section with the mode that `auto` stands for."""
+    if agent.mode != "auto":
+        return agent
+    able = language.model == EMBEDDED_MODEL and language.task == "classification"
+    return agent.model_copy(update={"mode": "policy" if able else "qfl"})
 
 
 def agent_problems(agent: AgentConfig, language: LanguageConfig) -> list[str]:
     """Cross checks with the language model, one line per problem."""
-    if agent.mode == "qfl":
+    if not agent.regulates:
         return []
     if not language.enabled:
         return [f"agent.mode: {agent.mode!r} compares the QNN with a language model, language.model is none; take qfl"]

@@ -253,7 +253,7 @@ def test_drill_an_adversary_moves_nobody_elses_budget():
 
         run = decider("llm-qfl-all")
         plan = run.decide(1, SITES)
-        losses = clipped(dict(zip(SITES, [*LOSSES[:5], loss], strict=True)))
+        losses = clipped(dict(zip(SITES, [*LOSSES[:5], loss], strict=True)), math.log(2))
         run.close(answer(plan, [losses[site] for site in SITES]))
         return run.decide(2, SITES).budgets
 

@@ -61,12 +61,22 @@ def test_b17_the_loss_is_the_returned_points_on_validation_rows():
 
 
 def test_a_site_that_lies_is_clipped():
-    assert clipped({"a": 0.4, "b": 0.5, "c": 1e9}) == {"a": 0.4, "b": 0.5, "c": 1.5}
-    assert clipped({"a": -3.0, "b": 0.5, "c": 0.5})["a"] == 0.0
-    assert clipped({"a": math.nan, "b": math.inf, "c": 0.5}) == {"c": 0.5}
-    assert clipped({"a": math.nan}) == {}
-    record = record_of(summary(report("a", 0.4), report("b", 0.5), report("c", 1e9)), {})
-    assert record.sites[2].qnn_loss == pytest.approx(1.5)
+    assert clipped({"a": 0.4, "b": 0.5, "c": 1e9}, 0.1) == {"a": 0.4, "b": 0.5, "c": 1.5}
+    assert clipped({"a": -3.0, "b": 0.5, "c": 0.5}, 0.1)["a"] == 0.0
+    assert clipped({"a": math.nan, "b": math.inf, "c": 0.5}, 0.1) == {"c": 0.5}
+    assert clipped({"a": math.nan}, 0.1) == {}
+    record = record_of(summary(report("a", 0.8), report("b", 0.9), report("c", 1e9)), {})
+    assert record.sites[2].qnn_loss == pytest.approx(2.7)
+
+
+def test_a_site_whose_rows_are_hard_is_no_liar():
+    one_class = {"a": 0.001, "b": 0.004, "c": 0.9}  # most sites hold one class and have nothing to lose
+    assert clipped(one_class, math.log(2)) == one_class
+    assert clipped({**one_class, "c": 1e9}, math.log(2))["c"] == pytest.approx(3 * math.log(2))
+    record = record_of(summary(*(report(site, loss) for site, loss in one_class.items())), one_class, federated=True)
+    assert [one.qnn_loss for one in record.sites] == pytest.approx([0.001, 0.004, 0.9])
+    assert [one.language_loss for one in record.sites] == pytest.approx([0.001, 0.004, 0.9])
+    assert [one.received_loss for one in record.sites] == pytest.approx([0.001, 0.004, 0.9])
 
 
 def test_losses_that_are_no_numbers_are_none():

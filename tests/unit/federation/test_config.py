@@ -6,7 +6,9 @@ from llm_qfl.federation.errors import ConfigError
 
 
 def test_the_defaults_are_a_valid_config_and_survive_the_round_trip():
-    assert RunConfig.from_run_config(default_run_config()) == RunConfig()
+    found = RunConfig.from_run_config(default_run_config())
+    assert {**found.flat(), "agent.mode": "auto"} == default_run_config()  # `auto` is what it stands for by then
+    assert RunConfig.from_run_config(found.flat()) == found
 
 
 def test_every_problem_is_reported_at_once_and_a_near_key_is_offered():
@@ -56,7 +58,7 @@ def test_an_integer_is_taken_for_a_float_but_not_the_other_way():
 
 
 def test_the_digest_changes_with_what_changes_numbers_and_with_nothing_else():
-    digest = RunConfig().digest()
+    digest = RunConfig.from_run_config({}).digest()
     for key, value in default_run_config().items():
         other = {str: "other", int: 13, float: 0.321, bool: not value}[type(value)]
         try:

@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.config_agent import AgentConfig, agent_problems
 from llm_qfl.federation.config_language import LanguageConfig
 
@@ -45,6 +46,24 @@ def test_modes():
     assert of(mode="llm-qfl-selected", select="oort").selection == "oort"
     assert not of(mode="llm-qfl-all", distill_weight=0.0).distills
     assert of(mode="policy", distill_weight=0.0).distills  # the policy may choose a weight
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode"),
+    [
+        ({}, "policy"),
+        ({"language.model": "none"}, "qfl"),
+        ({"language.model": "tiny-4"}, "qfl"),  # the embedded policy knows another model
+        ({"language.task": "generation"}, "qfl"),
+        ({"agent.mode": "llm-qfl-all"}, "llm-qfl-all"),
+        ({"agent.mode": "qfl"}, "qfl"),
+    ],
+)
+def test_auto_is_the_policy_where_it_knows_the_language_model(keys, mode):
+    config = RunConfig.from_run_config(keys)
+    assert config.agent.mode == mode
+    assert config.flat()["agent.mode"] == mode  # what is recorded is what was run
+    assert RunConfig.from_run_config(config.flat()) == config
 
 
 def test_modes_but_qfl_need_a_language_model_that_classifies():
