@@ -24,7 +24,9 @@ class SiteRecord:
         examples: training rows.
         qnn_loss: F_i, of the vector that the site returned; plain cross-entropy, whatever it was trained on.
         language_loss: L_i on the same rows, or None.
-        evaluations, circuits, seconds: what the round cost it.
+        evaluations, circuits: what the round cost it.
+        seconds: wall time of a site that waits for a QPU; 0 where it simulates: that time would be another in a second
+            run.
         received_loss: of the vector that it was sent, where the sites' rows are the validation rows; else None.
         validation_rows: how many of them it has.
     """
@@ -53,7 +55,6 @@ class RoundRecord:
         language_loss: L_s, of the averaged language model on validation rows, or None.
         evaluations, circuits: all sites together, late answers included.
         bytes: likewise, of the QNN's part: the adapter's travels are no decision's choice, and would drown the rest.
-        seconds: wall time.
     """
 
     server_round: int
@@ -64,7 +65,6 @@ class RoundRecord:
     evaluations: int = 0
     circuits: int = 0
     bytes: int = 0
-    seconds: float = 0.0
 
     def distances(self, to: str = "server") -> dict[str, float]:
         """d_i by site: |F_i - F_s|, or |F_i - L_i| with `language`; sites without the other loss are left out."""
@@ -154,7 +154,7 @@ def record_of(
             teachers.get(report.site),
             report.spent.evaluations,
             report.spent.circuits,
-            report.seconds,
+            report.seconds if report.spent.jobs else 0.0,
             received.get(report.site),
             report.received.count if report.site in received else 0,
         )
@@ -172,7 +172,6 @@ def record_of(
         evaluations=sum(report.spent.evaluations for report in summary.work),
         circuits=sum(report.spent.circuits for report in summary.work),
         bytes=max(summary.bytes_up + summary.bytes_down - beside, 0),
-        seconds=summary.seconds,
     )
 
 
@@ -207,6 +206,14 @@ class Known:
     """To the server when it answered: F_s of later rounds says nothing about it."""
     language_distance: float | None
     """|F_i - L_i|, likewise."""
+
+
+def slowness(known: Mapping[str, Known]) -> dict[str, float]:
+    """Seconds of each site's last answer as a share of the median of those that wait for a QPU; 1 for all others."""
+    seconds = {site: one.record.seconds for site, one in known.items()}
+    waited = [value for value in seconds.values() if value > 0]
+    usual = median(waited) if waited else 1.0
+    return {site: value / usual if value > 0 else 1.0 for site, value in seconds.items()}
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
-from agent.history import History, Known
+from agent.history import History, Known, slowness
 from llm_qfl.federation.config_agent import AgentConfig, Reference, Selection
 from llm_qfl.federation.seeding import SERVER, stream
 
@@ -128,7 +127,7 @@ def oort_utilities(known: Mapping[str, Known], next_round: int) -> dict[str, flo
 
     Rows times loss (Oort takes the root mean square over a site's rows, of which the server sees only the mean),
     divided by the largest; plus sqrt(.1 ln t / last round), so that nobody is forgotten; times (median / own)^2 for
-    sites slower than the median.
+    sites slower than the median of those that wait for a QPU; a simulator's seconds would be others in a second run.
 
     Args:
         known: last answers.
@@ -138,10 +137,9 @@ def oort_utilities(known: Mapping[str, Known], next_round: int) -> dict[str, flo
         return {}
     statistical = {site: one.record.examples * one.record.qnn_loss for site, one in known.items()}
     most = max(statistical.values()) or 1.0
-    usual = median(one.record.seconds for one in known.values())
+    slow = slowness(known)
     found: dict[str, float] = {}
     for site, one in known.items():
         staleness = float(np.sqrt(OORT_STALENESS * np.log(max(next_round, 1)) / max(one.server_round, 1)))
-        slow = (usual / one.record.seconds) ** OORT_SLOW if one.record.seconds > usual else 1.0
-        found[site] = (statistical[site] / most + staleness) * slow
+        found[site] = (statistical[site] / most + staleness) / max(slow[site], 1.0) ** OORT_SLOW
     return found

@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from agent.budgets import StepCost
-from agent.history import History
+from agent.history import History, slowness
 from agent.prices import Prices
 from agent.rules import ratio_of
 from llm_qfl.federation.types import Array
@@ -205,7 +205,7 @@ def _lines(
     """The buckets of every site, in no order yet; equal lines are equal to the policy, whoever they belong to."""
     known, asked, failed = history.known(), history.last_asked(), _failures(history)
     total = sum(one.record.examples for one in known.values())
-    usual = median([one.record.seconds for one in known.values()] or [0.0])
+    slow = slowness(known)
     guess = math.log(setting.classes)
     lines: list[tuple[int, ...]] = []
     for site in sites:
@@ -225,7 +225,7 @@ def _lines(
                 bucket(one.distance, DISTANCE),
                 steps,
                 idle,
-                bucket(one.record.seconds / usual if usual else None, SLOW),
+                bucket(slow[site], SLOW),
                 lost,
             )
         )

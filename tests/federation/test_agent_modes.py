@@ -104,19 +104,8 @@ def test_mode_qfl_is_as_it_was(tmp_path):
     assert not (run.folder / "decisions.jsonl").exists()
 
 
-def test_a_language_model_decides_by_its_weights(tmp_path):
-    from agent.actions import SIZES
-    from llm_qfl.language.lora import LoraSpec
-    from llm_qfl.language.models import load_base
-    from llm_qfl.language.policy import PolicyModel
-    from llm_qfl.language.policy_file import PolicyFile
-
-    model = PolicyModel.on(load_base("tiny-4", tmp_path), SIZES, spec=LoraSpec(2, 4.0), layers=2)
-    path = tmp_path / "policy.json"
-    PolicyFile.of(model, "tiny-4", ranges={}, command="a test").write(path)
-    free = {"agent__max_entropy": 1.0, "agent__min_probability": 0.0, "agent__regress_rounds": 9}
-    free["agent__decision_timeout"] = 60.0
-    run = play(tmp_path, agent__mode="policy", agent__policy=str(path), **free)
+def test_a_language_model_decides_by_its_weights(tmp_path, deciding):
+    run = play(tmp_path, **deciding)
     decisions = lines(run, "decisions.jsonl")
     assert [line["by"] for line in decisions] == ["rule", "policy", "policy", "policy"]
     assert run.summary["policy"]["kind"] == "policy"

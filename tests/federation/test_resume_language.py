@@ -145,6 +145,20 @@ def test_a_site_that_is_a_round_ahead(tmp_path, monkeypatch, case):
         assert all(np.array_equal(found[key], value) for key, value in expected.items())
 
 
+def test_a_run_that_a_language_model_decides(tmp_path, monkeypatch, deciding):
+    keys = {**deciding, "agent.choice": "sample", "language.every": 2, "server.rounds": 5}
+    whole = federate(tmp_path, keys)
+    lines, decisions = ledger(whole.folder, "rounds.jsonl"), ledger(whole.folder, "decisions.jsonl")
+    assert [line["by"] for line in decisions] == ["rule", *["policy"] * 4]
+    ASKED.clear()
+    ASKED.update({line["round"]: line["plan"]["sites"] for line in lines})
+    folder = killed_in_round(tmp_path, monkeypatch, keys, 4)
+    again = federate(tmp_path, {**keys, "server.resume": str(folder)})
+    assert np.array_equal(again.theta, whole.theta)
+    assert ledger(folder, "rounds.jsonl") == lines
+    assert ledger(folder, "decisions.jsonl") == decisions
+
+
 @pytest.mark.parametrize(("case", "kind"), [("error feedback", "residual"), ("own adapters", "own-adapter")])
 def test_two_versions_lie_at_a_site_and_the_task_names_the_one_that_counts(tmp_path, monkeypatch, caplog, case, kind):
     keys = CASES[case]

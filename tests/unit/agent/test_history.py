@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.history import History, RoundRecord, Teachers, clipped, record_of
+from agent.history import History, RoundRecord, Teachers, clipped, record_of, slowness
 from llm_qfl.federation.types import ClientReport, LanguageAnswer, LanguageRound, RoundPlan, RoundSummary, Scores, Spent
 
 
@@ -47,6 +47,18 @@ def test_a_round_in_numbers():
     assert record.circuits == 27 * 90
     assert record.bytes == 700
     assert record.asked == ("a", "b", "c")
+
+
+def test_a_simulators_seconds_decide_nothing():
+    simulated, waited = report("a", 0.3), report("b", 0.5)
+    waited = dataclasses.replace(waited, spent=dataclasses.replace(waited.spent, jobs=1))
+    record = record_of(summary(simulated, waited), {})
+    assert [one.seconds for one in record.sites] == [0, 2.5]
+    slower = dataclasses.replace(simulated, seconds=99.0)
+    assert record_of(summary(slower, waited), {}) == record
+    third = dataclasses.replace(waited, site="c", seconds=7.5)
+    history = History((record_of(summary(simulated, waited, third), {}),))
+    assert slowness(history.known()) == {"a": 1, "b": 0.5, "c": 1.5}
 
 
 def test_the_order_of_replies_changes_nothing():
