@@ -37,6 +37,7 @@ folder=$(tail -n 1 "$log")
 rm -f "$log"
 [ -s "$folder/summary.json" ] || fail "the run's last line is no run folder on this machine: $folder"
 grep -q '"status": "finished"' "$folder/summary.json" || fail "$folder: the run did not finish"
+grep -q '"by": "policy"' "$folder/decisions.jsonl" || fail "$folder: no round was decided by the language model"
 
 say "what holds while it is up"
 dc up -d --wait --wait-timeout 240 proxy supernode-1 >/dev/null 2>&1 || fail "proxy and supernode-1 do not come up again"

@@ -47,8 +47,9 @@ class AgentConfig(Section):
     """Rule `hybrid`: most steps that a round adds (paper: 100)."""
     budget: Annotated[int, Field(ge=0)] = 0
     """Objective evaluations of all sites over the whole run; 0 sets no limit."""
-    distill_weight: Share = 0.3
-    """Lambda: weight of the language model's soft labels in the QNN's loss; 0 leaves them out, as mode `qfl` does."""
+    distill_weight: Share = 0.0
+    """Lambda: weight of the language model's soft labels in the QNN's loss (our reconstruction of the paper: .3; measured:
+    no gain, and worse where the QNN is the better model); mode `qfl` has none, mode `policy` chooses."""
     distill_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Tau: both distributions are flattened by it; the term counts tau squared times."""
     distill_direction: Direction = "forward"

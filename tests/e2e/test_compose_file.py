@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((PROJECT / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 OVERLAYS = ("insecure", "gpu", "ibm")
-SITES = ("1", "2", "3")
+SITES = ("1", "2", "3", "4")
 ROOT = "folders"
 NAMED = re.compile(r"^([\w-]+):(/[^:]*)(:ro)?$")
 

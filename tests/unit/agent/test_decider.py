@@ -42,7 +42,7 @@ class Says:
 
 
 def decider(mode="policy", scorer=None, setting=None, means=None, **agent):
-    values = {"fairness_window": 0, "stop_plateau": 0.0, "stop_align": 0.0, **agent}
+    values = {"distill_weight": 0.3, "fairness_window": 0, "stop_plateau": 0.0, "stop_align": 0.0, **agent}
     setting = {"rounds": 20, "classes": 2, "cost": COST, "prices": PRICES, **(setting or {})}
     given = {"seed": 7, "first_budget": 51, "shots": 1024, "teaches": True, "scorer": scorer, **(means or {})}
     return Decider(AgentConfig(mode=mode, **values), Setting(**setting), Means(**given))
