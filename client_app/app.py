@@ -63,7 +63,8 @@ def train(message: Message, context: Context) -> Message:
     answer, teacher, problem = None, None, ""
     if work.language is not None and work.task.language is not None:
         if work.task.language.train:
-            answer, problem = work.language.train(work.setup, work.task.plan.server_round)
+            guard = work.adapter_guard()
+            answer, problem = work.language.train(work.setup, work.task.plan.server_round, guard)
         elif work.task.language.teach:
             teacher, problem = work.language.teach(work.setup)
     state, plan = work.task.state, work.task.plan

@@ -34,6 +34,7 @@ from llm_qfl.federation.setup import Setup
 from llm_qfl.federation.types import Array, Labels, LanguageAnswer, Scores
 
 if TYPE_CHECKING:
+    from client_app.privacy import Guard
     from llm_qfl.language.client import ClientLanguage
     from llm_qfl.language.compress import CompressedModel
     from llm_qfl.language.task import HeldOut, TaskView
@@ -227,10 +228,22 @@ class SiteLanguage:
             raise LanguageError(f"{path}: expected one of {', '.join(DTYPES)}, got {word[:20]!r}; delete the file")
         return word
 
-    def train(self, setup: Setup, server_round: int) -> tuple[LanguageAnswer | None, str]:
-        """One round of the adapter; or None and why not, in words that may leave the site."""
+    def train(self, setup: Setup, server_round: int, guard: Guard | None = None) -> tuple[LanguageAnswer | None, str]:
+        """One round of the adapter; or None and why not, in words that may leave the site.
+
+        Args:
+            setup: of the run.
+            server_round: the round.
+            guard: hides the site in its answer (`client-local`).
+        """
         try:
-            return self._train(setup, server_round), ""
+            answer = self._train(setup, server_round)
+            private = self._config.privacy
+            if private.unit == "client-local":
+                from client_app.private_language import hidden
+
+                answer = hidden(answer, self.part.arrays, private.adapter_clip, guard)
+            return answer, ""
         except FAILURES as error:
             return None, _told(error)
 
@@ -240,9 +253,9 @@ class SiteLanguage:
         if not isinstance(task, LanguageTask):
             raise LanguageError("language training: the message is no task")
         client, view = self.client, self._view(setup)
-        rows = view.training(*self._texts(setup, "train"))
-        validation = self._held_out(view, setup, "validation")
-        received = validation.scores(client.route())
+        rows, tells = view.training(*self._texts(setup, "train")), not self._config.privacy.on
+        validation = self._held_out(view, setup, "validation") if tells else None
+        received = Scores.none(view.counts) if validation is None else validation.scores(client.route())
         seed = seed_of(self._config.server.seed, self._site, server_round, "language")
         update = client.train(rows, seed=seed, offset=task.offset, total=task.total, server_round=server_round)
         report = update.report
@@ -254,9 +267,9 @@ class SiteLanguage:
             num_examples=len(rows),
             steps=len(report.losses),
             received=received,
-            trained=validation.scores(client.route()),
-            train_loss_first=report.losses[0],
-            train_loss_last=report.losses[-1],
+            trained=Scores.none(view.counts) if validation is None else validation.scores(client.route()),
+            train_loss_first=report.losses[0] if tells else None,
+            train_loss_last=report.losses[-1] if tells else None,
             computed=report.computed,
             fill_seconds=report.fill_seconds,
             step_seconds=report.step_seconds,

@@ -20,6 +20,7 @@ from llm_qfl.federation.errors import PrivacyError
 from llm_qfl.federation.privacy.accountant import Release, epsilon_of
 from llm_qfl.federation.privacy.noise import SECRET_BYTES, SecretNoise, digest_arrays, noise_key
 from llm_qfl.federation.privacy.releases import feature_release, training_release
+from llm_qfl.federation.records import LanguageTask
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import GlobalState, RoundPlan, Rows
 
@@ -84,6 +85,16 @@ class SiteSecrets:
         about = {"purpose": "round", "round": str(plan.server_round), "state": digest_arrays(state.theta)}
         about |= {"budget": str(plan.budget), "rate": plan.learning_rate.hex()}
         return self._guard(config, run, training_release(config, len(rows), steps), rows, **about)
+
+    def adapter(self, config: RunConfig, run: str, task: LanguageTask, server_round: int, rows: Rows) -> Guard:
+        """For one round's adapter: a release of its own.
+
+        Raises:
+            PrivacyError: the budget is spent.
+        """
+        about = {"purpose": "adapter", "round": str(server_round), "adapter": task.adapter_digest}
+        about |= {"emulator": task.emulator_digest, "model": task.sha256, "offset": str(task.offset)}
+        return self._guard(config, run, training_release(config, len(rows), 1), rows, **about)
 
     def _guard(self, config: RunConfig, run: str, release: Release, rows: Rows, **about: str) -> Guard:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

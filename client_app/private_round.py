@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import numpy as np
-
 from client_app.privacy import Guard
 from client_app.round import SiteQNN
 from llm_qfl.federation.config import RunConfig
@@ -52,7 +50,7 @@ def private_round(
         theta, spent = _hide_rows(state.theta, plan, partition, model, config, guard)
     else:
         theta, spent = _hide_site(state.theta, plan, partition, model, config, guard)
-    nothing = Scores(0.0, np.zeros(model.classes, np.intp), np.zeros(model.classes, np.intp))
+    nothing = Scores.none(model.classes)
     return ClientReport(
         site=partition.site,
         server_round=plan.server_round,

@@ -54,6 +54,18 @@ class Work:
         secrets, task = SiteSecrets(self.settings, self.task.site), self.task
         return secrets.round(self.config, task.run, task.state, plan, self.partition.train, steps)
 
+    def adapter_guard(self) -> Guard | None:
+        """What hides this site in its adapter; None where nothing is hidden, or the server does it.
+
+        Raises:
+            PrivacyError: the budget is spent.
+        """
+        part, plan = self.task.language, self.task.plan
+        if self.settings is None or part is None or plan is None or self.config.privacy.unit != "client-local":
+            return None
+        secrets = SiteSecrets(self.settings, self.task.site)
+        return secrets.adapter(self.config, self.task.run, part, plan.server_round, self.partition.train)
+
     def soft_labels(self) -> Array | None:
         """What the adapter that this site tuned or was sent last says of its training rows; None where it had none."""
         if self.settings is None:

@@ -74,6 +74,8 @@ class Claims:
         self._check_work(report, plan.budget_of(site))
         self._check_reach(report, sent, plan, plan.budget_of(site))
         language = report.language
+        if language is not None:
+            self._check_language(language)
         return replace(
             report,
             received=_limited(report.received),
@@ -88,6 +90,17 @@ class Claims:
             epsilon=None if report.epsilon is None else _between(report.epsilon, MOST_EPSILON),
             language=None if language is None else _language(language, census),
         )
+
+    def _check_language(self, answer: LanguageAnswer) -> None:
+        """The language part of a private run tells no losses and no scores; any other tells losses."""
+        private = self.config.privacy.on
+        for name, value in (("first", answer.train_loss_first), ("last", answer.train_loss_last)):
+            if (value is None) != private:
+                raise RecordError(
+                    f"language: train-loss-{name}: expected {'none' if private else 'a number'}, got {value!r}"
+                )
+        if private and (told := answer.received.count + answer.trained.count):
+            raise RecordError(f"language: expected no scores with privacy.unit, got those of {told} rows")
 
     def _check_rows(self, report: ClientReport, census: Census) -> None:
         """Rows are those of the census: a site's rows do not change while a run goes on."""
@@ -156,6 +169,10 @@ def _loss(value: float | None) -> float | None:
     return None if value is None else _between(value, 2 * MAX_LOSS)
 
 
+def _language_loss(value: float | None) -> float | None:
+    return None if value is None else _between(value, MAX_LOSS)
+
+
 def _between(value: float, most: float) -> float:
     return min(max(value, 0.0), most)
 
@@ -180,8 +197,8 @@ def _language(answer: LanguageAnswer, census: Census | None) -> LanguageAnswer:
         num_examples=rows,
         received=_limited(answer.received),
         trained=_limited(answer.trained),
-        train_loss_first=_between(answer.train_loss_first, MAX_LOSS),
-        train_loss_last=_between(answer.train_loss_last, MAX_LOSS),
+        train_loss_first=_language_loss(answer.train_loss_first),
+        train_loss_last=_language_loss(answer.train_loss_last),
         steps=min(answer.steps, MOST_COUNT),
         computed=min(answer.computed, MOST_COUNT),
         fill_seconds=_between(answer.fill_seconds, MOST_SECONDS),

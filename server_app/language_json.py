@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 from llm_qfl.federation.config import RunConfig
@@ -90,6 +91,7 @@ def round_json(found: LanguageRound | None) -> Json | None:
             for site, scores in sorted(found.taught.items())
         ],
         "aggregated": found.aggregated,
+        "updates": {site: asdict(stats) for site, stats in found.updates.items()},
         "validation": language_scores_json(found.validation),
         "full_validation": language_scores_json(found.full_validation),
         "adapter_digest": found.adapter_digest[:16],

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_qfl.federation.combine import combine_updates, weight_of
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.federation.records import LanguageTask
-from llm_qfl.federation.types import ClientReport, LanguageAnswer, LanguageRound, Scores
+from llm_qfl.federation.robust import least_replies
+from llm_qfl.federation.types import ClientReport, LanguageAnswer, LanguageRound, Scores, UpdateStats
 from server_app.evaluation import pool
+from server_app.privacy import CentralNoise
 
 if TYPE_CHECKING:
     from llm_qfl.language.server import Broadcast
@@ -40,6 +43,8 @@ class AdapterRounds:
 
     def __init__(self, session: LanguageSession) -> None:
         self._session, self._language = session, session.config.language.effective()
+        private = session.config.privacy.unit == "client-central"
+        self._noise = CentralNoise(session.config) if private else None
         self._open: dict[int, Sent] = {}
         self._holds: set[tuple[str, str]] = set()  # (site, digest of the emulator that it holds)
         self._version = 0  # of the adapter: how often it was averaged
@@ -173,9 +178,11 @@ class AdapterRounds:
             return None
         asked = opened.asked if opened is not None else []
         answers, arrays, rejected = self._accepted(opened, reports)
-        enough = bool(answers) and len(answers) >= math.ceil(self._session.config.server.quorum * len(asked))
+        server = self._session.config.server
+        least = max(math.ceil(server.quorum * len(asked)), least_replies(server.aggregation), 1)
+        enough, updates = len(answers) >= least, {}
         if enough and opened is not None:
-            self._average(opened.broadcast, answers, arrays, reports)
+            updates = self._average(server_round, opened, answers, arrays, reports)
             self._counted |= dict.fromkeys(answers, server_round)
         self._taught |= dict.fromkeys(answers, self._version)
         for site in set(asked) - set(answers):
@@ -198,6 +205,7 @@ class AdapterRounds:
             align_seconds=seconds,
             align_loss=loss,
             taught=taught,
+            updates=updates,
         )
 
     def _scored(self, reports: Sequence[ClientReport]) -> tuple[dict[str, Scores], dict[str, str]]:
@@ -266,21 +274,34 @@ class AdapterRounds:
 
     def _average(
         self,
-        sent: Broadcast,
+        server_round: int,
+        opened: Sent,
         answers: Mapping[str, LanguageAnswer],
         arrays: Mapping[str, Matrices],
         reports: Sequence[ClientReport],
-    ) -> None:
+    ) -> dict[str, UpdateStats]:
+        """The next adapter, and what each site's update was like; nothing of the latter where sites keep their own."""
+        sent = opened.broadcast
         self.hold(list(answers), sent.emulator_digest)
         peaks = [answer.peak_bytes for answer in answers.values()]
         self.client_peak = max([*peaks, self.client_peak or 0])
         if not self._language.federated:
             self.own |= arrays
-            return
+            return {}
         self._version += 1
-        by_rows = self._session.config.server.weighting == "examples"
-        weights = {report.site: float(report.num_examples) if by_rows else 1.0 for report in reports}
-        self._session.server.aggregate([(arrays[site], sent.adapter_digest, weights[site]) for site in sorted(answers)])
+        keys, server, sites = self._session.config.server, self._session.server, sorted(answers)
+        rows = {report.site: report.num_examples for report in reports}
+        weights = [weight_of(rows[site], keys, keys.weighting) for site in sites]
+        changes = [server.change(arrays[site], sent.adapter_digest) for site in sites]
+        if self._noise is not None:
+            server.move(self._noise.adapter(server_round, sent.adapter_digest, changes, len(opened.asked)))
+            return {}
+        found, stats = combine_updates(changes, weights, keys, self._language.norm_bound)
+        if keys.aggregation == "mean" and all(one.factor == 1 for one in stats):
+            server.aggregate([(arrays[site], sent.adapter_digest, w) for site, w in zip(sites, weights, strict=True)])
+        else:
+            server.move(found)
+        return dict(zip(sites, stats, strict=True))
 
     def _validation(
         self, server_round: int, answers: Mapping[str, LanguageAnswer], *, enough: bool

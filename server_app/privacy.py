@@ -27,9 +27,9 @@ COVERS = {
     "record": "one training row of a site (its numbers, its label, whether it counts), from everybody who sees all "
     "that the site sends: the sums behind the feature map and the QNN's weights of every round",
     "client-local": "all rows of one site, from everybody who sees all that the site sends, the server too: the sums "
-    "behind the feature map and the QNN's weights of every round",
-    "client-central": "all rows of one site, from those who see the setup, the global QNN of every round and the "
-    "final model; not from the server",
+    "behind the feature map, the QNN's weights of every round and the adapter of every round that trains one",
+    "client-central": "all rows of one site, from those who see the setup, the global QNN and the global adapter of "
+    "every round and the final model; not from the server",
 }
 NOT_COVERED = (
     "the number of rows of each site",
@@ -38,7 +38,7 @@ NOT_COVERED = (
     "several rows of one person: k rows cost k times epsilon",
     "jobs on IBM Quantum: their service sees the angles of rows",
 )
-NOT_TOLD = "baselines, the language model and the sites' losses and scores: not computed or not sent"
+NOT_TOLD = "baselines and the sites' losses and scores: not computed or not sent"
 
 
 @dataclass(eq=False)
@@ -101,10 +101,25 @@ class CentralNoise:
         new = GlobalState(state.server_round, state.theta + change, state.parameter_names, state.baselines)
         return Combined(new, {report.site: one for report, one in zip(ordered, stats, strict=True)})
 
-    def epsilon(self, rounds: int) -> float:
-        """After so many rounds with an average."""
+    def adapter(self, server_round: int, adapter_digest: str, updates: Sequence[Array], planned: int) -> Array:
+        """The change of the adapter (P,): clipped updates and noise over the sites that were asked.
+
+        Args:
+            server_round: the round.
+            adapter_digest: of the adapter that the updates are of.
+            updates: (P,) each, in the order of the sites' names.
+            planned: sites that were asked to train it.
+        """
+        clip = self.config.privacy.adapter_clip
+        total: Array = np.sum([scale_down(update, clip)[0] for update in updates], axis=0)
+        noise = self._stream(f"adapter {server_round} {adapter_digest}", digest_arrays(total))
+        release = training_release(self.config, 0, 1)
+        return np.asarray((total + noise.gaussian(len(total), release.noise * clip)) / planned)
+
+    def epsilon(self, averages: int) -> float:
+        """After so many averages, of the QNN's weights and of the adapter's together."""
         noise = training_release(self.config, 0, 1).noise
-        releases = [feature_release(self.config), Release(noise, 1.0, rounds)]
+        releases = [feature_release(self.config), Release(noise, 1.0, averages)]
         return epsilon_of(releases, self.config.privacy.delta)
 
     def _stream(self, purpose: str, about: str) -> SecretNoise:
@@ -153,7 +168,8 @@ def privacy_json(config: RunConfig, rounds: Sequence[RoundSummary], past: Sequen
             sites[site] = max(sites.get(site, 0.0), float(epsilon))
     central = None
     if privacy.unit == "client-central":
-        done = sum(1 for one in rounds if one.aggregated) + sum(1 for line in past if line["aggregated"])
+        done = sum(one.aggregated + (one.language is not None and one.language.aggregated) for one in rounds)
+        done += sum(line["aggregated"] + bool((line["language"] or {}).get("aggregated")) for line in past)
         central = CentralNoise(config).epsilon(done)
     return {
         "unit": privacy.unit,

@@ -63,7 +63,7 @@ def combine(
     if not entries:
         raise FederationError("aggregation: expected at least one accepted report, got none")
     entries.sort(key=lambda entry: entry[:2])
-    weights = [_weight(rows, keys, weighting) for _, _, rows, _ in entries]
+    weights = [weight_of(rows, keys, weighting) for _, _, rows, _ in entries]
     sent, new = flatten(state.theta, state.baselines), {}
     stats: dict[str, UpdateStats] = {}
     for name, start in sent.items():
@@ -74,6 +74,28 @@ def combine(
             found = update_stats(updates, factors, new[name] - start, chosen)
             stats = dict(zip([site for site, *_ in entries], found, strict=True))
     return Combined(unflatten(new, state), stats)
+
+
+def combine_updates(
+    updates: Sequence[Array], weights: Sequence[float], keys: RobustKeys, bound: float
+) -> tuple[Array, tuple[UpdateStats, ...]]:
+    """One update from many, each scaled down to the bound first, and what they were like.
+
+    Args:
+        updates: (P,) each, in the order of the sites' names.
+        weights: of the mean; the other rules count every site alike.
+        keys: rule and share of bad ones.
+        bound: longest update (Euclidean); 0 scales none.
+
+    Raises:
+        FederationError: no update, or fewer than the rule needs.
+    """
+    if not updates:
+        raise FederationError("aggregation: expected at least one update, got none")
+    scaled = [scale_down(update, bound) for update in updates]
+    points = [update for update, _ in scaled]
+    found, chosen = _aggregated(points, np.zeros_like(points[0]), weights, keys)
+    return found, update_stats(updates, [factor for _, factor in scaled], found, chosen)
 
 
 def flatten(theta: Array, baselines: Mapping[str, Arrays]) -> Vectors:
@@ -96,7 +118,8 @@ def unflatten(vectors: Mapping[str, Array], like: GlobalState) -> GlobalState:
     return GlobalState(like.server_round, vectors[THETA], like.parameter_names, baselines)
 
 
-def _weight(rows: int, keys: RobustKeys, weighting: str) -> float:
+def weight_of(rows: int, keys: RobustKeys, weighting: str) -> float:
+    """A site's weight in the mean: its rows up to `server.row-cap`, or 1."""
     if weighting != "examples":
         return 1.0
     return float(min(rows, keys.row_cap) if keys.row_cap else rows)

@@ -245,7 +245,9 @@ class RunConfig(Section):
                 problems += _lines(error, "")
             else:
                 if not problems:
-                    return config.model_copy(update={"agent": resolved(config.agent, config.language)})
+                    return config.model_copy(
+                        update={"agent": resolved(config.agent, config.language, private=config.privacy.on)}
+                    )
         raise ConfigError(problems)
 
     def flat(self) -> dict[str, Scalar]:

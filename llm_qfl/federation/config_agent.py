@@ -25,9 +25,10 @@ class AgentConfig(Section):
     """Local budgets, client selection, distillation and the moment to stop."""
 
     mode: Mode = "auto"
-    """`auto` (`policy` where the language model is the one that the embedded policy was trained on, and classifies;
-    else `qfl`), `qfl` (every round alike), `llm-qfl-all` (regulated budgets, all sites), `llm-qfl-selected` (and a
-    selection of the sites), `policy` (a language model decides, the ratio rule where it may not)."""
+    """`auto` (`policy` where the language model is the one that the embedded policy was trained on, classifies, and
+    `privacy.unit` is none; else `qfl`), `qfl` (every round alike), `llm-qfl-all` (regulated budgets, all sites),
+    `llm-qfl-selected` (and a selection of the sites), `policy` (a language model decides, the ratio rule where it may
+    not)."""
     policy: str = EMBEDDED_POLICY
     """The policy's weights: `embedded` (in the app), `none` (the ratio rule decides) or a file of `llm-qfl policy`."""
     rule: Rule = "adaptive"
@@ -48,8 +49,8 @@ class AgentConfig(Section):
     budget: Annotated[int, Field(ge=0)] = 0
     """Objective evaluations of all sites over the whole run; 0 sets no limit."""
     distill_weight: Share = 0.0
-    """Lambda: weight of the language model's soft labels in the QNN's loss (our reconstruction of the paper: .3; measured:
-    no gain, and worse where the QNN is the better model); mode `qfl` has none, mode `policy` chooses."""
+    """Lambda: weight of the language model's soft labels in the QNN's loss (our reconstruction of the paper: .3;
+    measured: no gain, and worse where the QNN is the better model); mode `qfl` has none, mode `policy` chooses."""
     distill_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Tau: both distributions are flattened by it; the term counts tau squared times."""
     distill_direction: Direction = "forward"
@@ -134,11 +135,11 @@ class AgentConfig(Section):
         return self.select if self.mode == "llm-qfl-selected" else "all"
 
 
-def resolved(agent: AgentConfig, language: LanguageConfig) -> AgentConfig:
-    """The section with the mode that `auto` stands for."""
+def resolved(agent: AgentConfig, language: LanguageConfig, *, private: bool) -> AgentConfig:
+    """The section with the mode that `auto` stands for; where sites tell no losses, there is nothing to decide by."""
     if agent.mode != "auto":
         return agent
-    able = language.model == EMBEDDED_MODEL and language.task == "classification"
+    able = language.model == EMBEDDED_MODEL and language.task == "classification" and not private
     return agent.model_copy(update={"mode": "policy" if able else "qfl"})
 
 

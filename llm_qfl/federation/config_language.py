@@ -97,6 +97,9 @@ class LanguageConfig(Section):
     """Largest norm of a gradient; 0 leaves it."""
     eps: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the proximal term: eps/2 times the squared distance of the effective weights to the received ones."""
+    norm_bound: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Longest update (Euclidean, over all matrices) of a site's adapter that enters the aggregation; longer ones are
+    scaled down to it; 0 scales none. The rule is `server.aggregation`, as for the QNN."""
     balance: bool = True
     """Classes weigh the same in a site's loss, whatever their number of rows there."""
     align_first: Annotated[int, Field(ge=0)] = 20

@@ -31,6 +31,8 @@ class PrivacyConfig(Section):
     """Of the whole run; below one over the number of rows (or sites)."""
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Longest gradient of a row (`record`) or update of a site (`client-...`), Euclidean; longer ones are scaled."""
+    adapter_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Longest update of a site's adapter (`client-...`), Euclidean over all matrices; longer ones are scaled."""
     feature_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of epsilon that the sums behind the feature map get, were they alone."""
     ranges: str = "none"
@@ -81,7 +83,25 @@ def privacy_problems(config: RunConfig) -> list[str]:
             problems.append(f"{key}: the sites' scores are not covered; {unit} needs server or file:<path>")
     problems += _record_problems(config) if privacy.unit == "record" else _client_problems(config)
     if config.language.enabled:
-        problems.append(f"language.model: the adapter is not covered; {unit} needs none, got {config.language.model!r}")
+        problems += _language_problems(config)
+    return problems
+
+
+def _language_problems(config: RunConfig) -> list[str]:
+    language, unit, problems = config.language.effective(), f"privacy.unit={config.privacy.unit}", []
+    if config.privacy.unit == "record":
+        return [f"language.model: the adapter's rows are not covered; {unit} needs none, got {language.model!r}"]
+    if not language.federated:
+        problems.append(f"language.method: {unit} hides a site in an average, {language.method!r} makes none")
+    if language.wire != "fp32":
+        problems.append(
+            f"language.wire: what rounding loses would enter the next answer uncovered; {unit} needs fp32, got "
+            f"{language.wire!r}"
+        )
+    if config.data.encoding == "language":
+        problems.append(f"data.encoding: states of texts have no public ranges; {unit} needs numbers of rows")
+    if config.agent.regulates:
+        problems.append(f"agent.mode: sites tell no losses; {unit} needs qfl, got {config.agent.mode!r}")
     return problems
 
 

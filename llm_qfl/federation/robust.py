@@ -56,8 +56,10 @@ def krum_scores(updates: Array, bad: int) -> Array:
     """Sum of each update's squared distances to its n - bad - 2 nearest others (n,); small is trustworthy."""
     count = len(updates)
     nearest = max(1, count - bad - 2)
-    apart = updates[:, None, :] - updates[None, :, :]
-    squared = np.einsum("ijp,ijp->ij", apart, apart)
+    squared = np.empty((count, count))
+    for number, update in enumerate(updates):  # an adapter has 10^5 numbers: no (n, n, P) at once
+        apart = updates - update
+        squared[number] = np.einsum("jp,jp->j", apart, apart)
     np.fill_diagonal(squared, np.inf)
     return np.asarray(np.sort(squared, axis=1)[:, :nearest].sum(axis=1))
 

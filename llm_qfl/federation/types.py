@@ -52,6 +52,11 @@ class Scores:
     correct: Labels
 
     @classmethod
+    def none(cls, classes: int) -> Scores:
+        """Of no rows."""
+        return cls(0.0, np.zeros(classes, np.intp), np.zeros(classes, np.intp))
+
+    @classmethod
     def of(cls, log_probabilities: Array, y: Labels) -> Scores:
         """Sums from log-probabilities (N, C), nats, and labels (N,)."""
         classes = log_probabilities.shape[1]
@@ -160,9 +165,9 @@ class LanguageAnswer:
     """The received adapter on the compressed model, on the site's validation rows."""
     trained: Scores
     """The trained one; its mean is L_i."""
-    train_loss_first: float
-    """Mean cross-entropy of the first step's batch, nats per answer token."""
-    train_loss_last: float
+    train_loss_first: float | None
+    """Mean cross-entropy of the first step's batch, nats per answer token; None where it may not be told."""
+    train_loss_last: float | None
     computed: int = 0
     """Rows whose boundary state had to be computed."""
     fill_seconds: float = 0.0
@@ -191,6 +196,7 @@ class LanguageRound:
     dropped: tuple[str, ...]
     """Sites whose language part came late."""
     aggregated: bool
+    """Was the adapter averaged (with `local`: were the sites' own taken over)?"""
     validation: Scores | None
     """The adapter that was sent (federated validation) or the new one (the server's rows), on the compressed model."""
     full_validation: Scores | None
@@ -204,6 +210,8 @@ class LanguageRound:
     """Boundary loss of the last alignment step, where this round was followed by alignment."""
     taught: Mapping[str, Scores] = field(default_factory=dict)
     """Sites that scored the adapter without tuning it: they had none of this version."""
+    updates: Mapping[str, UpdateStats] = field(default_factory=dict)
+    """Site -> what its update of the adapter was like; none where the server hides them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +255,7 @@ class UpdateStats:
     """What an update was like, for the report.
 
     Attributes:
-        norm: Euclidean length of theta's change, before any scaling.
+        norm: Euclidean length of the change (of theta, or of the adapter), before any scaling.
         cosine: to the aggregated change; None where one of them is zero.
         factor: by which it was scaled down; 1 where it was not.
         chosen: did it enter the aggregation: false where Krum chose others.

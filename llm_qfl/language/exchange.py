@@ -74,6 +74,21 @@ class Exchange:
             out[key] = new.astype(np.float32)
         return out
 
+    def change(self, arrays: Arrays, adapter_digest: str) -> np.ndarray:
+        """What an answer would change (P,), float64, against the broadcast that it answers to; keys in sorted order."""
+        sent = self._sent[adapter_digest]
+        parts = [arrays[key].astype(np.float64).ravel() - sent[key].ravel() for key in sorted(self.exact)]
+        return np.concatenate(parts)
+
+    def moved(self, change: np.ndarray) -> Arrays:
+        """The exact values with a change (P,) of `change`'s order."""
+        out, rest = {}, change
+        for key in sorted(self.exact):
+            value = self.exact[key]
+            out[key] = (value + rest[: value.size].reshape(value.shape)).astype(np.float32)
+            rest = rest[value.size :]
+        return {key: out[key] for key in self.exact}
+
     def set(self, arrays: Arrays) -> None:
         """Put exact values into the adapter.
 

@@ -242,6 +242,14 @@ class ServerLanguage:
         """
         self.set_adapter(self._exchange.mean(answers))
 
+    def change(self, arrays: Arrays, adapter_digest: str) -> np.ndarray:
+        """What a site's matrices (from `receive`) would change, as one vector (P,)."""
+        return self._exchange.change(arrays, adapter_digest)
+
+    def move(self, change: np.ndarray) -> None:
+        """Add one change (P,) to the adapter."""
+        self.set_adapter(self._exchange.moved(change))
+
     def set_adapter(self, arrays: Arrays) -> None:
         """Put values into the adapter (after aggregation, or from a checkpoint).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from statistics import median
 
 from markupsafe import Markup
@@ -44,11 +45,17 @@ def privacy_section(run: Run) -> Markup:
     return section("Privacy", *parts, anchor="privacy", lead=lead)
 
 
-def updates_table(run: Run) -> Markup | None:
-    """Length and direction of each site's updates, and what the aggregation did with them; None where none is known."""
+def updates_tables(run: Run) -> list[Markup]:
+    """Length and direction of each site's updates, of theta and of the adapter, and what the aggregation did."""
+    adapter = [line["language"] for line in run.rounds if line.get("language")]
+    tables = _updates(run.rounds, "Updates of every site", "theta"), _updates(adapter, "Updates of adapters", "adapter")
+    return [one for one in tables if one is not None]
+
+
+def _updates(lines: Sequence[Json], title: str, of: str) -> Markup | None:
     found: dict[str, list[Json]] = defaultdict(list)
     refused: Counter[str] = Counter()
-    for line in run.rounds:
+    for line in lines:
         for site, stats in (line.get("updates") or {}).items():
             found[str(site)].append(stats)
         refused.update(str(site) for site in line.get("rejected") or {})
@@ -72,4 +79,4 @@ def updates_table(run: Run) -> Markup | None:
         )
     heads = ["Site", "Length, median", "Longest", "Cosine to the aggregate", "Scaled down", "Passed over", "Refused"]
     note = "A site whose updates are far longer than the others', or point the other way, deserves a look."
-    return details("Updates of every site", tag("p", note), table(heads, rows, caption="Updates of theta by site"))
+    return details(title, tag("p", note), table(heads, rows, caption=f"Updates of {of} by site"))

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from server_app.report.charts import Line, columns, line_chart
 from server_app.report.late import late_replies, ranges
 from server_app.report.markup import Child, count, details, duration, number, plural, section, size, table, tag
-from server_app.report.privacy import updates_table
+from server_app.report.privacy import updates_tables
 from server_app.report.run import SHORT, Json, Run
 
 MOST_REASONS = 200
@@ -77,7 +77,7 @@ def replies(run: Run) -> Markup:
         parts.append(table(["Site", "Reason", "Rounds"], rows, numbers_from=9, caption="Rejected replies"))
         if len(listed) > MOST_REASONS:
             parts.append(tag("p", f"{len(listed) - MOST_REASONS:,} more are in rounds.jsonl.", class_="note"))
-    parts.append(updates_table(run))
+    parts += updates_tables(run)
     left_out = {**(run.about.get("left_out") or {}), **(run.summary.get("left_out") or {})}
     if left_out:
         listed_out = sorted(left_out.items())[:MOST_REASONS]

@@ -12,8 +12,18 @@ def feature_release(config: RunConfig) -> Release:
     return Release(noise_for(privacy.epsilon * privacy.feature_share, privacy.delta, rate=1.0, times=1))
 
 
+def adapter_rounds(config: RunConfig) -> int:
+    """Rounds in which sites release an adapter, where the run hides sites."""
+    if config.privacy.unit == "record" or not config.language.enabled:
+        return 0
+    return len(range(1, config.server.rounds + 1, config.language.every))
+
+
 def training_release(config: RunConfig, rows: int, steps: int) -> Release:
     """A round's training, with what the sums have left of epsilon spread over all rounds.
+
+    With `client-...` an adapter is a release of its own, as large as a QNN's: each update over its clip gets the same
+    noise.
 
     Args:
         config: the run config.
@@ -23,7 +33,8 @@ def training_release(config: RunConfig, rows: int, steps: int) -> Release:
     privacy, training, rounds = config.privacy, config.training, config.server.rounds
     before = (feature_release(config),)
     if privacy.unit != "record":
-        return Release(noise_for(privacy.epsilon, privacy.delta, rate=1.0, times=rounds, before=before))
+        times = rounds + adapter_rounds(config)
+        return Release(noise_for(privacy.epsilon, privacy.delta, rate=1.0, times=times, before=before))
     rate = min(1.0, training.batch_size / rows) if training.batch_size else 1.0
     times = rounds * training.steps
     return Release(noise_for(privacy.epsilon, privacy.delta, rate=rate, times=times, before=before), rate, steps)

@@ -23,6 +23,7 @@ from llm_qfl.federation.records.fields import (
     read_float,
     read_int,
     read_metrics,
+    read_optional,
     read_scores,
     read_string,
     read_strings,
@@ -202,11 +203,11 @@ def put_answer(content: RecordDict, answer: LanguageAnswer | None, problem: str)
     if answer is None:
         content[META] = ConfigRecord({"problem": problem})
         return
+    losses = {"train-loss-first": answer.train_loss_first, "train-loss-last": answer.train_loss_last}
     metrics: dict[str, int | float | list[int]] = {
+        **{name: loss for name, loss in losses.items() if loss is not None},
         "num-examples": answer.num_examples,
         "steps": answer.steps,
-        "train-loss-first": answer.train_loss_first,
-        "train-loss-last": answer.train_loss_last,
         "computed": answer.computed,
         "fill-seconds": answer.fill_seconds,
         "step-seconds": answer.step_seconds,
@@ -243,8 +244,8 @@ def read_answer(content: RecordDict) -> tuple[LanguageAnswer | None, str]:
             steps=read_int(metrics, "steps"),
             received=read_scores(metrics, "received", classes),
             trained=read_scores(metrics, "trained", classes),
-            train_loss_first=read_float(metrics, "train-loss-first"),
-            train_loss_last=read_float(metrics, "train-loss-last"),
+            train_loss_first=read_optional(metrics, "train-loss-first"),
+            train_loss_last=read_optional(metrics, "train-loss-last"),
             computed=read_int(metrics, "computed"),
             fill_seconds=read_float(metrics, "fill-seconds"),
             step_seconds=read_float(metrics, "step-seconds"),

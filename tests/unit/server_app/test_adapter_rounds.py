@@ -1,5 +1,6 @@
 """Rounds of the adapter on the server: unequal sites, several rounds, and the end, with what sites answer made up."""
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -132,3 +133,50 @@ def test_the_end_scores_each_part_then_calibrates_on_the_label_words_alone(sessi
     finish(session, [])
     assert done == ["test", "validation", "calibrated"]
     assert session.found == {p: {"adap-fu": p, "adap-fu-calibrated": (p, "adap-fu")} for p in ("test", "validation")}
+
+
+def test_a_rule_against_bad_clients_holds_for_the_adapter_too(session_of, monkeypatch) -> None:
+    monkeypatch.setattr("test_adapter_rounds.SITES", ("a", "b", "c"))
+    session = session_of(server__aggregation="median")
+    before = session.server.adapter_arrays()
+    session.exchange.open_round(1)
+    reports = [answer(session, site, 1, 5, 1) for site in SITES]
+    bad = {key: value * 1e4 for key, value in reports[2].language.arrays.items()}
+    reports[2] = dataclasses.replace(reports[2], language=dataclasses.replace(reports[2].language, arrays=bad))
+    closed = session.exchange.close_round(1, reports, [])
+    for key, value in session.server.adapter_arrays().items():
+        expected = np.median([one.language.arrays[f"adapter/{key}"] for one in reports], axis=0)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    lengths = {site: stats.norm for site, stats in closed.updates.items()}
+    start = np.concatenate([before[key].ravel() for key in sorted(before)])
+    for one in reports:
+        end = np.concatenate([one.language.arrays[f"adapter/{key}"].ravel() for key in sorted(before)])
+        assert lengths[one.site] == pytest.approx(np.linalg.norm(end - start), rel=1e-5)
+
+
+def test_krum_waits_for_three_adapters(session_of) -> None:
+    session = session_of(server__aggregation="krum")
+    before = session.server.adapter_arrays()
+    session.exchange.open_round(1)
+    reports = [answer(session, site, 1, 5, 1) for site in SITES]  # two
+    assert not session.exchange.close_round(1, reports, []).aggregated
+    assert all(np.array_equal(before[key], value) for key, value in session.server.adapter_arrays().items())
+
+
+def test_long_updates_of_adapters_are_scaled_down(session_of) -> None:
+    session = session_of(language__norm_bound=0.5, server__weighting="uniform")
+    before = session.server.adapter_arrays()
+    reports = play(session, 1)
+    updates = [{k: r.language.arrays[f"adapter/{k}"] - v for k, v in before.items()} for r in reports]
+    lengths = [np.sqrt(sum((value**2).sum() for value in update.values())) for update in updates]
+    assert min(lengths) > 0.5
+    for key, value in session.server.adapter_arrays().items():
+        expected = before[key] + sum(0.5 / n * update[key] for n, update in zip(lengths, updates, strict=True)) / 2
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_weight_counts_no_more_rows_than_the_cap(session_of) -> None:
+    session = session_of(server__row_cap=10)
+    one, two = (r.language.arrays for r in play(session, 1, rows=(30, 10)))
+    for key, value in session.server.adapter_arrays().items():
+        np.testing.assert_allclose(value, (one[f"adapter/{key}"] + two[f"adapter/{key}"]) / 2, rtol=1e-5, atol=1e-6)
