@@ -28,7 +28,7 @@ from agent.rules import RULES, FiredShare, Regulated, Regulation, regulate_sites
 from agent.selection import Selector
 from agent.state import Setting, State, state_of
 from agent.termination import Stop, Termination
-from llm_qfl.federation.config_agent import AgentConfig, Rule
+from llm_qfl.federation.config_agent import AgentConfig, Rule, Selection
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.types import RoundSummary
@@ -195,12 +195,18 @@ class Decider:
         """What the ratio rule does in this round."""
         left = remaining(self.agent.budget, self.history.evaluations)
         stop = self._stops.check(self.history, left, self._smallest(len(sites)))
+        mode = self._selection()
         if stop is not None:
-            return Proposal((), {}, self.agent.selection, stop=stop)
+            return Proposal((), {}, mode, stop=stop)
         count = self._selector.count(self.agent.fraction, len(sites))
-        chosen = self._selector.choose(self.agent.selection, count, self.history, sites, server_round)
+        chosen = self._selector.choose(mode, count, self.history, sites, server_round)
         budgets = {site: self._next.get(site, self.means.first_budget) for site in chosen.sites}
-        return Proposal(chosen.sites, budgets, self.agent.selection, chosen.forced)
+        return Proposal(chosen.sites, budgets, mode, chosen.forced)
+
+    def _selection(self) -> Selection:
+        """How the rule selects; behind the policy it looks at all sites, or begins with a draw where that is wished."""
+        draws = self.agent.mode == "policy" and self.agent.select == "random" and not self.history.rounds
+        return "random" if draws else self.agent.selection
 
     def _smallest(self, there: int) -> int:
         """Evaluations of the smallest round that is worth sending."""

@@ -56,7 +56,8 @@ class AgentConfig(Section):
     distill_direction: Direction = "forward"
     """`forward`: KL(teacher || student); `reverse`: KL(student || teacher)."""
     select: Selection = "align"
-    """`llm-qfl-selected`: `all`, `align` (nearest losses), `oort` (utility) or `random` (seeded)."""
+    """`llm-qfl-selected`: `all`, `align` (nearest losses), `oort` (utility) or `random` (seeded). The first round of
+    `policy` asks all sites, unless this is `random`."""
     align_to: Reference = "server"
     """`align`: distance of a site's loss to the server's, or to its own language model's."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -127,11 +128,7 @@ class AgentConfig(Section):
 
     @property
     def selection(self) -> Selection:
-        """How the rule selects sites in this mode.
-
-        Behind the policy it takes all of them: it is asked where nothing is known yet or things went wrong, and what
-        helps then is a look at every site's rows.
-        """
+        """How the rule selects sites in this mode; behind the policy it takes all, but in a first round at `random`."""
         return self.select if self.mode == "llm-qfl-selected" else "all"
 
 

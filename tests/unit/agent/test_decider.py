@@ -393,3 +393,13 @@ def test_sites_that_are_hard_to_fit_are_no_regression():
         )
         assert reward in (None, pytest.approx(-0.05))  # nothing won; one of twenty rounds' cost
     assert run.decide(5, SITES[:2]).by == "policy"
+
+
+def test_behind_the_policy_the_rule_takes_all_sites_but_in_a_first_round_at_random():
+    assert policy_run(Nan())[0].decisions[0].sites == tuple(SITES)
+    run = decider(scorer=Nan(), select="random", fraction=0.5)
+    first = run.decide(1, SITES)
+    assert (len(first.sites), first.select) == (3, "random")
+    run.close(answer(first, LOSSES))
+    second = run.decide(2, SITES)
+    assert (second.sites, second.select, second.fallback.reason) == (tuple(SITES), "all", "not finite")
