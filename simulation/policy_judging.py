@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 from agent.actions import FIELDS
 from agent.choice import Scorer, mutual_information
 from agent.decisions import Decision, conduct
+from agent.prices import Prices
 from llm_qfl.federation.errors import FederationError
-from simulation.policy_arms import First, Remembered, scored
-from simulation.policy_experience import Json, draw_shares, gather, priced, read_lines
+from simulation.policy_arms import First, Remembered, Shuffled, scored
+from simulation.policy_experience import Json, draw_shares, gather, lessons, priced, read_lines
 from simulation.policy_learning import HELD_OUT, price_list, reopen
 
+SIGNIFICANT = 0.05
 PRICES = {"circuits dear": (0.9, 0.08, 0.02), "rounds dear": (0.08, 0.9, 0.02), "mixed": (0.45, 0.45, 0.1)}
 
 
@@ -32,6 +35,8 @@ class Judged:
         fallback_rate: share of its decisions that the rule took over.
         information: field -> I(state; option), nats.
         milliseconds: median of a decision.
+        shuffled: what it costs more where the policy is shown states that it met elsewhere: log of the ratio for each
+            federation.
     """
 
     federations: int
@@ -41,6 +46,40 @@ class Judged:
     fallback_rate: float
     information: Mapping[str, float]
     milliseconds: float | None
+    shuffled: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Do a policy's actions depend on its state to any use?
+
+    Attributes:
+        ratio: geometric mean of the cost with shuffled states over the cost with true ones.
+        p: of a one-sided paired t-test that shuffling makes it dearer; a federation counts once, its price lists
+            together; NaN for fewer than two federations.
+    """
+
+    ratio: float
+    p: float
+
+    @property
+    def static(self) -> bool:
+        """Nothing shows that they do."""
+        return not self.p < SIGNIFICANT
+
+
+def dependence(found: Iterable[Judged]) -> Dependence:
+    """Over all price lists.
+
+    Raises:
+        FederationError: nothing was shuffled.
+    """
+    table = np.array([one.shuffled for one in found])
+    if not table.size:
+        raise FederationError("policy evaluate: nothing was played with shuffled states")
+    means = table.mean(axis=0)
+    p = float(ttest_1samp(means, 0.0, alternative="greater").pvalue) if len(means) > 1 else math.nan
+    return Dependence(math.exp(float(means.mean())), p)
 
 
 def best_setting(lines: Sequence[Json], seed: int = 0, draws: int = 8) -> str:
@@ -98,37 +137,91 @@ def judge(
     lines = [line for line in read_lines(path) if "refused" not in line][:federations]
     if not lines:
         raise FederationError("policy evaluate: no held-out federation was played; give it more --minutes")
-    one, remembered = best_setting(learned), Remembered(policy)
+    one, asked = (
+        best_setting(learned),
+        Asked(Remembered(policy), ranges, [lesson.text for lesson in lessons(learned, 1)]),
+    )
     found: dict[str, Judged] = {}
     for name, shares in PRICES.items():
-        ratios, statics, hits = [], [], []
-        decisions: list[Decision] = []
-        for line in lines:
-            prices, full = price_list(line, shares), float(line["case"]["rounds"])
-            make = scored(remembered, prices, first=First(**line["first"]), ranges=ranges)
-            played = reopen(line).play(make, target=line["target"])
-            costs = {setting_name(play): priced(play, prices, line["target"], full) for play in line["plays"]}
-            least = min(costs.values())
-            reached = played.to_target(prices, line["target"], max(full, sum(played.costs(prices))))
-            ratios.append(math.log(reached.cost / least))
-            statics.append(math.log(costs.get(one, costs[_nearest(one, costs)]) / least))
-            hits.append(reached.server_round is not None)
-            decisions += played.decisions
+        runs = [asked.run(line, price_list(line, shares), one) for line in lines]
+        decisions = [decision for run in runs for decision in run.decisions]
         told = conduct("policy", decisions, 1.0)
         found[name] = Judged(
             len(lines),
-            math.exp(float(np.mean(ratios))),
-            math.exp(float(np.mean(statics))),
-            float(np.mean(hits)),
+            math.exp(float(np.mean([run.ratio for run in runs]))),
+            math.exp(float(np.mean([run.static_one for run in runs]))),
+            float(np.mean([run.reached for run in runs])),
             told.fallback_rate,
             {
                 field: mutual_information([one.probabilities[field] for one in decisions if one.probabilities])
                 for field in FIELDS
             },
             told.milliseconds,
+            tuple(run.shuffled for run in runs),
         )
         say(f"{name}: policy {found[name].policy:.2f}, static-one ({one}) {found[name].static_one:.2f} of the best")
     return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """One federation at one price list; logs of cost ratios.
+
+    Attributes:
+        ratio: policy over the best setting.
+        static_one: that setting over the best one.
+        shuffled: policy with shuffled states over policy.
+        reached: did the policy reach the target?
+        decisions: the policy's.
+    """
+
+    ratio: float
+    static_one: float
+    shuffled: float
+    reached: bool
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Plays a policy.
+
+    Attributes:
+        policy: it; equal questions are asked once.
+        ranges: the state's buckets that it knows.
+        texts: states that it met elsewhere.
+    """
+
+    policy: Remembered
+    ranges: Mapping[str, tuple[int, int]]
+    texts: list[str]
+
+    def run(self, line: Json, prices: Prices, one: str) -> Run:
+        """A federation, with true states and with shuffled ones.
+
+        Args:
+            line: of the held-out experience.
+            prices: of the run.
+            one: name of the setting that is best on average.
+        """
+        first, full, world = First(**line["first"]), float(line["case"]["rounds"]), reopen(line)
+        blind = Shuffled(self.policy, self.texts, np.random.default_rng([line["case"]["seed"], 5]))
+        played, lost = (
+            world.play(scored(who, prices, first=first, ranges=self.ranges), target=line["target"])
+            for who in (self.policy, blind)
+        )
+        reached, without = (
+            run.to_target(prices, line["target"], max(full, sum(run.costs(prices)))) for run in (played, lost)
+        )
+        costs = {setting_name(play): priced(play, prices, line["target"], full) for play in line["plays"]}
+        least = min(costs.values())
+        return Run(
+            math.log(reached.cost / least),
+            math.log(costs.get(one, costs[_nearest(one, costs)]) / least),
+            math.log(without.cost / reached.cost),
+            reached.server_round is not None,
+            tuple(played.decisions),
+        )
 
 
 def _nearest(name: str, costs: Mapping[str, float]) -> str:

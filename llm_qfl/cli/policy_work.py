@@ -76,7 +76,7 @@ def evaluate_policy(path: Path | None, folder: Path, federations: int, *, minute
     """Judge a policy; one line a price list."""
     os.environ.setdefault("LLM_QFL_THREADS", "1")
     from simulation.policy_experience import read_lines
-    from simulation.policy_judging import judge
+    from simulation.policy_judging import dependence, judge
 
     end = time.monotonic() + 60 * minutes
     file, policy = open_policy(path)
@@ -97,6 +97,9 @@ def evaluate_policy(path: Path | None, folder: Path, federations: int, *, minute
             f"{one.static_one:.2f}), target reached {one.reached:.0%}, fallback {one.fallback_rate:.0%}, "
             f"I(state; option) {telling or 'none'} nats, {one.milliseconds or 0:.0f} ms a decision"
         )
+    shown = dependence(found.values())
+    verdict = "static: nothing shows that its actions depend on its state to any use" if shown.static else "not static"
+    say(f"states shuffled: {shown.ratio:.2f} of the cost, p {shown.p:.3f} (paired, one-sided): {verdict}")
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,28 @@ def test_judging_is_relative_to_the_best_setting_of_each_federation(monkeypatch,
     )
     for one in found.values():
         assert (one.policy, one.static_one, one.reached) == (pytest.approx(1), pytest.approx(1), 1.0)
+        assert one.shuffled == (0, 0)  # this world does not listen
+    assert judging.dependence(found.values()).static
     with pytest.raises(FederationError, match="no experience"):
         judging.best_setting([])
     assert np.isfinite(len(found))
+
+
+def test_a_policy_is_static_unless_shuffled_states_cost_more():
+    from scipy.stats import ttest_1samp
+
+    from simulation.policy_judging import Judged, dependence
+
+    def judged(*logs):
+        return Judged(len(logs), 1.0, 1.0, 1.0, 0.0, {}, None, logs)
+
+    dear = dependence([judged(0.3, 0.1, 0.2, 0.4), judged(0.1, 0.1, 0.0, 0.2)])
+    means = [0.2, 0.1, 0.1, 0.3]  # a federation counts once
+    assert dear.ratio == pytest.approx(np.exp(np.mean(means)))
+    assert dear.p == pytest.approx(ttest_1samp(means, 0, alternative="greater").pvalue)
+    assert not dear.static
+    assert dependence([judged(0.3, -0.3, 0.1, -0.2)]).static
+    assert dependence([judged(-0.3, -0.2, -0.25)]).static  # cheaper is no use either
+    assert dependence([judged(0.4)]).static  # one federation shows nothing
+    with pytest.raises(FederationError, match="nothing was played"):
+        dependence([])
