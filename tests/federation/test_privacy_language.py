@@ -74,6 +74,8 @@ def test_sites_are_hidden_in_both_models(tmp_path, unit):
         assert one["received-rows"] == one["trained-correct"] == [0, 0]
     lines = [json.loads(line) for line in (made.folder / "rounds.jsonl").read_text().splitlines()]
     assert {one["train_loss_first"] for one in lines[0]["language"]["answers"]} == {None}
+    page = (made.folder / "report.html").read_text()
+    assert ("Updates of adapters" in page) == (unit == "client-local")  # else the server tells nobody
     assert made.summary["mode"] == "qfl"
     assert made.summary["language"]["test"]["adap-fu"]["plain"]["rows"] > 0  # the server's own rows
 
