@@ -64,6 +64,7 @@ def record(case: Case, language: Mapping[str, Scalar]) -> Recording:
         **case.flat(),
         "training.steps": 1,
         "agent.mode": "llm-qfl-all",
+        "agent.distill-weight": 0.3,  # or sites keep no soft labels
         "agent.cap-steps": 1,
         "agent.stop-plateau": 0.0,
         **language,

@@ -230,6 +230,8 @@ UNSHARE = shutil.which("unshare") and shutil.which("setpriv") and os.geteuid() =
 @pytest.mark.skipif(not UNSHARE, reason="a mount namespace needs root")
 def test_with_a_read_only_root_and_without_root_all_is_looked_at(tmp_path):
     """A mount namespace of its own: everything read-only but a node folder and /tmp, uid 10001, no capability."""
+    if PROJECT.is_relative_to("/tmp"):
+        pytest.skip("the project lies in /tmp, which is hidden here")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as given:
         place = Path(given)
         place.chmod(0o755)
