@@ -41,7 +41,8 @@ def query(message: Message, context: Context) -> Message:
     logs.add(site=site)
     if offer is None:
         return Message(encode_census(census(config, settings, site)), reply_to=message)
-    from client_app.language import SiteLanguage, why_not
+    from client_app.admission import why_not
+    from client_app.language import SiteLanguage
 
     rows = sum(len(part) for part in site_rows(config, settings, site).parts.values())
     problem = why_not(config, settings, offer, rows)

@@ -13,9 +13,11 @@ import torch
 from flwr.app import Array as FlowerArray
 from flwr.app import ConfigRecord
 
+from client_app import admission
 from client_app import language as site_side
+from client_app.admission import why_not
 from client_app.data import site_texts
-from client_app.language import SiteLanguage, why_not
+from client_app.language import SiteLanguage
 from llm_qfl.cli.predict import predict_rows
 from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.data.synthetic import write_csv
@@ -184,7 +186,7 @@ def test_realignment_reaches_the_sites(tmp_path):
 def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkeypatch, reason):
     each = {1: {"language": "no"}} if reason == "switched off" else None
     if reason != "switched off":
-        original = site_side.why_not
+        original = admission.why_not
 
         def one_only(config, settings, offer, rows):
             if settings.partition_id != 1:
@@ -193,12 +195,12 @@ def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkey
                 if reason == "no room":
                     patch.setattr("llm_qfl.language.room.available_memory", lambda: 10**6)
                 elif reason == "other versions":
-                    patch.setattr(site_side, "version", lambda name: "0.0.1")
+                    patch.setattr(admission, "version", lambda name: "0.0.1")
                 else:
-                    patch.setattr(site_side, "find_spec", lambda name: None)
+                    patch.setattr(admission, "find_spec", lambda name: None)
                 return original(config, settings, offer, rows)
 
-        monkeypatch.setattr(site_side, "why_not", one_only)
+        monkeypatch.setattr(admission, "why_not", one_only)
     run = federate(tmp_path, each=each)
     session = session_of(run)
     assert list(session.left_out) == ["site-0001"]
@@ -421,7 +423,7 @@ def test_public_text_is_no_test_row(tmp_path):
 
 
 def test_four_bit_weights_need_their_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(site_side, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    monkeypatch.setattr(admission, "find_spec", lambda name: None if name == "bitsandbytes" else object())
     run = federate(tmp_path, {"language.quantization": "nf4"})
     assert "needs bitsandbytes" in run.summary["language"]["left_out"]["site-0000"]
     assert run.summary["language"]["test"] == {}
