@@ -56,7 +56,7 @@ def score_features(job: Job) -> dict[str, Any]:
 
 
 def central_logistic(train: Array, labels: Labels, test: Array, test_labels: Labels) -> dict[str, float]:
-    """Balanced logistic regression on two discriminant directions with shrinkage, all rows in one place."""
+    """Balanced logistic regression on two discriminant directions, all rows in one place, scikit-learn's shrinkage."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -64,7 +64,7 @@ def central_logistic(train: Array, labels: Labels, test: Array, test_labels: Lab
 
     model = make_pipeline(
         StandardScaler(),
-        LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=len(WORDS) - 1),
+        LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=len(WORDS) - 1),
         LogisticRegression(class_weight="balanced", max_iter=1000),
     )
     model.fit(train, labels)

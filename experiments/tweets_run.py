@@ -157,7 +157,10 @@ def run_arm(
 
 def settings_digest(table: str, arm: Arm, sizes: Sizes) -> str:
     """Names what a line was made with, its seed apart: lines of other settings do not stand in one table."""
-    text = repr((arm, COMMON, BATCH[table], ROUNDS, STEPS, SITES, SERVER_SEED, sizes))
+    from experiments.tweets_features import LAYER, RUN
+
+    own = (RUN, LAYER) if arm.kind == "features" else ()
+    text = repr((arm, COMMON, BATCH[table], ROUNDS, STEPS, SITES, SERVER_SEED, sizes, *own))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -157,6 +157,7 @@ def config_json(run_id: str, opened: Opened) -> Json:
             "encoding": opened.setup.encoding,
             "numbers": len(opened.setup.columns),
             "reduction": config.data.reduction,
+            "shrinkage": opened.setup.feature_map.shrinkage,
         },
         "sites": [_site_json(opened, site) for site in sorted(opened.roll.answers)],
         "left_out": dict(opened.roll.left_out),

@@ -18,6 +18,7 @@ from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.config_checks import readout_problems
 from llm_qfl.federation.data.encodings import number_names
 from llm_qfl.federation.data.features import fit_feature_map
+from llm_qfl.federation.data.shrinkage import SHRINKAGE
 from llm_qfl.federation.data.sums import FeatureSums, combine
 from llm_qfl.federation.data.table import sorted_classes
 from llm_qfl.federation.errors import ConfigError, FederationError, RecordError
@@ -139,7 +140,11 @@ def make_setup(roll: Roll, config: RunConfig, language: LanguageSession | None =
         total = CentralNoise(config).sums(sums, by_class)
     else:
         total = combine(sums, classes)
-    feature_map = fit_feature_map(total, reduction=config.data.reduction, qubits=config.quantum.qubits)
+    # private sums hold no products of different numbers, which the choice would need
+    shrinkage = config.data.shrinkage or (SHRINKAGE if config.privacy.on else 0.0)
+    feature_map = fit_feature_map(
+        total, reduction=config.data.reduction, qubits=config.quantum.qubits, shrinkage=shrinkage
+    )
     text = None if language is None else language.text_plan(first, classes, total)
     return Setup(classes, first.encoding, config.data.k, first.columns, feature_map, text)
 

@@ -99,6 +99,9 @@ class DataConfig(Section):
     """Length of the k-mers."""
     reduction: Literal["discriminant", "pca", "none"] = "discriminant"
     """How the numbers reach the qubits, from federated sums."""
+    shrinkage: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For `discriminant`: share of the identity in the within-class covariance; 0 takes .1 where there are ten rows for
+    each number of a row, and below that chooses by generalised cross-validation on the federated sums."""
     partitioner: Literal["iid", "dirichlet", "shard", "column"] = "dirichlet"
     """Simulation only: how the pool is dealt to the sites."""
     alpha: Annotated[float, Field(gt=0)] = 0.5

@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 
 from llm_qfl.federation.data.numerics import one_thread
+from llm_qfl.federation.data.shrinkage import choose_shrinkage
 from llm_qfl.federation.data.sums import POOLED, REDUCTIONS, FeatureSums
 from llm_qfl.federation.errors import DataError, RecordError
 from llm_qfl.federation.types import Array
 
-SHRINKAGE = 0.1
-"""Share of the identity in the within-class covariance (of standardised features)."""
 CLIP = float(np.pi)
 CONSTANT = 1e-12  # a standard deviation below this share of the mean's size is rounding
 RANK = 1e-9  # a component with less than this share of the greatest variance is rounding
@@ -43,6 +42,7 @@ class FeatureMap:
         scale: (D,) standard deviation over them; 1 for a dropped feature, whose row of `matrix` is zero.
         matrix: (D, q).
         clip: largest absolute value of a feature, radians.
+        shrinkage: of the within-class covariance, where the reduction is `discriminant`.
     """
 
     reduction: str
@@ -50,6 +50,7 @@ class FeatureMap:
     scale: Array
     matrix: Array
     clip: float = CLIP
+    shrinkage: float | None = None
 
     def transform(self, x: Array) -> Array:
         """Features (N, q) of rows (N, D).
@@ -68,7 +69,7 @@ class FeatureMap:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; floats round-trip exactly."""
         arrays = {name: getattr(self, name).tolist() for name in ("mean", "scale", "matrix")}
-        return {"reduction": self.reduction, **arrays, "clip": self.clip}
+        return {"reduction": self.reduction, **arrays, "clip": self.clip, "shrinkage": self.shrinkage}
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -83,7 +84,15 @@ class FeatureMap:
         """
         try:
             mean, scale, matrix = (np.array(value[name], np.float64) for name in ("mean", "scale", "matrix"))
-            made = cls(str(value["reduction"]), mean, scale, matrix, float(value["clip"]))
+            shrinkage = value.get("shrinkage")
+            made = cls(
+                str(value["reduction"]),
+                mean,
+                scale,
+                matrix,
+                float(value["clip"]),
+                None if shrinkage is None else float(shrinkage),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(f"feature map: cannot be read ({type(error).__name__}: {error})") from error
         arrays = (mean, scale, matrix)
@@ -113,7 +122,7 @@ class FeatureMap:
 
 
 def fit_feature_map(
-    sums: FeatureSums, *, reduction: str, qubits: int, shrinkage: float = SHRINKAGE, clip: float = CLIP
+    sums: FeatureSums, *, reduction: str, qubits: int, shrinkage: float = 0.0, clip: float = CLIP
 ) -> FeatureMap:
     """Fit the map on combined sums; equal to a fit on the pooled contributing rows.
 
@@ -121,7 +130,7 @@ def fit_feature_map(
         sums: what `combine` returned.
         reduction: `discriminant`, `pca` or `none`, as for the sums.
         qubits: number of features q.
-        shrinkage: of the within-class covariance, for `discriminant`.
+        shrinkage: of the within-class covariance (of standardised numbers), for `discriminant`; 0 chooses.
         clip: largest absolute value of a feature, radians.
 
     Raises:
@@ -146,12 +155,13 @@ def fit_feature_map(
             if reduction == "pca":
                 small = _components(total, np.zeros((len(total), 0)), qubits)
             else:
+                shrinkage = shrinkage or choose_shrinkage(standard_within, standard_between, sums.rows)
                 directions = _discriminants(sums, standard_within, standard_between, shrinkage)[:, :qubits]
                 small = _components(total, directions, qubits)
             small = _signed(small / np.sqrt(np.einsum("dq,de,eq->q", small, total, small)))
     matrix = np.zeros((len(mean), qubits))
     matrix[kept] = small
-    return FeatureMap(reduction, mean, scale, matrix, clip)
+    return FeatureMap(reduction, mean, scale, matrix, clip, shrinkage if reduction == "discriminant" else None)
 
 
 def _moments(sums: FeatureSums) -> tuple[Array, Array, Array]:

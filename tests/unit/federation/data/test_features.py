@@ -10,7 +10,8 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
-from llm_qfl.federation.data.features import SHRINKAGE, FeatureMap, fit_feature_map
+from llm_qfl.federation.data.features import FeatureMap, fit_feature_map
+from llm_qfl.federation.data.shrinkage import SHRINKAGE
 from llm_qfl.federation.data.sums import combine, local_sums
 from llm_qfl.federation.errors import DataError, RecordError
 
