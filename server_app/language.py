@@ -285,7 +285,7 @@ class LanguageSession:
         self.sites = tuple(sorted(set(answers) - set(self.left_out)))
         self.trainers = self.sites[:1] if self._language.one_site else self.sites
         if self.makes_features:  # a site whose rows the server has given numbers for holds the emulator
-            self.exchange.hold(self.sites, self.server.broadcast(emulator=False).first_digest)
+            self.exchange.hold(self.sites, self.server.first_digest)
         view = self.view = TaskView.of(setup.text, self._language, self.server.base.tokenizer)
         if view.words is None:
             answer = None if self.config.data.answer_column == "none" else ("text",)

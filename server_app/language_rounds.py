@@ -94,6 +94,8 @@ class AdapterRounds:
         sent = opened.broadcast if opened is not None else self._session.server.broadcast(emulator=True)
         holds = (site, sent.emulator_digest) in self._holds or not sent.emulator_digest
         arrays = {k: v for k, v in sent.arrays.items() if not (holds and k.startswith("emulator/"))}
+        if self._needs_first(site, sent):
+            holds, arrays = False, {**arrays, **self._session.server.first_arrays()}
         if opened is not None and train:
             opened.asked.append(site)
             self._scoring.pop(site, None)
@@ -115,6 +117,11 @@ class AdapterRounds:
             teach=teach,
             kept=self._counted.get(site, 0),
         )
+
+    def _needs_first(self, site: str, sent: Broadcast) -> bool:
+        """Are features made by an emulator that this site lost, and that is not the one it is sent?"""
+        first = sent.first_digest
+        return self._session.makes_features and first != sent.emulator_digest and (site, first) not in self._holds
 
     def _lacks(self, site: str) -> bool:
         """Does a rule or the policy need this site's L_i, and is there none of the adapter's version?
@@ -165,6 +172,8 @@ class AdapterRounds:
         Returns:
             None where nothing was trained, scored or dropped.
         """
+        if self._session.makes_features:  # a QNN that was trained had its features
+            self.hold([report.site for report in reports], self._session.server.first_digest)
         taught, failed = self._scored((*reports, *late))
         dropped = tuple(
             report.site

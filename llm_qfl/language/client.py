@@ -20,7 +20,7 @@ from llm_qfl.language.cache import StateCache, cache_folder, drop_stale
 from llm_qfl.language.compress import CompressedModel
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device, choose_frozen_dtype
 from llm_qfl.language.lora import Arrays, LoraAdapter, digest_of_arrays
-from llm_qfl.language.methods import ADAPTER, EMULATOR, lora_specs, step_budget
+from llm_qfl.language.methods import ADAPTER, EMULATOR, FIRST, lora_specs, step_budget
 from llm_qfl.language.route import Route, logits_at, score
 from llm_qfl.language.stack import Stack
 from llm_qfl.language.store import SiteStore
@@ -124,7 +124,7 @@ class ClientLanguage:
         """Take over a broadcast; where nothing is averaged, a site that has trained goes on with its own adapter.
 
         Args:
-            arrays: `adapter/...` and perhaps `emulator/...`.
+            arrays: `adapter/...`, perhaps `emulator/...` and `first/...`.
             emulator_digest: of the emulator that the round is for; one that is not in `arrays` must be held already.
             first_digest: of the emulator that `distributed` is about; its file stays when others are deleted.
             kept: round of the answer after which this site goes on with what it kept; 0 for none yet, None for the
@@ -144,6 +144,7 @@ class ClientLanguage:
                 f"the adapter that was sent is not the one announced: expected {adapter_digest[:16]}, got {found[:16]}"
             )
         self._take_emulator(arrays, emulator_digest)
+        self._take_first(arrays, first_digest)
         if tidy:
             self._store.keep_only("emulator-", {_emulator_file(emulator_digest), _emulator_file(first_digest)})
         self._kept = kept
@@ -269,6 +270,14 @@ class ClientLanguage:
         self._emulator_digest = digest
         if sent:
             self._store.save(name, values)
+
+    def _take_first(self, arrays: Mapping[str, np.ndarray], digest: str) -> None:
+        if self.emulator is None or not any(key.startswith(f"{FIRST}/") for key in arrays):
+            return
+        values = decode(FIRST, arrays, self.config.wire, self.emulator.shapes())
+        if digest_of_arrays(values) != digest:
+            raise LanguageError(f"the first emulator that was sent is not the one announced ({digest[:16]})")
+        self._store.save(_emulator_file(digest), values)
 
 
 def _emulator_file(digest: str) -> str:

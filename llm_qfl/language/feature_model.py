@@ -17,9 +17,9 @@ from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.federation.types import Array
 from llm_qfl.language.lora import Arrays
-from llm_qfl.language.methods import EMULATOR
+from llm_qfl.language.methods import EMULATOR, FIRST
 from llm_qfl.language.models import load_base
-from llm_qfl.language.server import FIRST, ServerLanguage
+from llm_qfl.language.server import ServerLanguage
 from llm_qfl.language.task import text_features
 
 FILE = "features.safetensors"

@@ -8,6 +8,7 @@ from llm_qfl.language.lora import LoraSpec
 from llm_qfl.language.training import StepBudget
 
 ADAPTER, EMULATOR = "adapter", "emulator"
+FIRST = "first"  # on the wire and in a checkpoint: the emulator as it was first distributed, beside that of the round
 
 
 def lora_specs(config: LanguageConfig) -> dict[str, LoraSpec]:

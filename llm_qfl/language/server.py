@@ -24,7 +24,7 @@ from llm_qfl.language.compress import ExportedModel, export_compressed
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device
 from llm_qfl.language.exchange import Exchange
 from llm_qfl.language.lora import Arrays, LoraAdapter, digest_of_arrays
-from llm_qfl.language.methods import ADAPTER, EMULATOR, align_settings, lora_specs
+from llm_qfl.language.methods import ADAPTER, EMULATOR, FIRST, align_settings, lora_specs
 from llm_qfl.language.models import BaseModel
 from llm_qfl.language.route import Route, logits_at, score
 from llm_qfl.language.split import SplitPlan
@@ -33,7 +33,6 @@ from llm_qfl.language.training import StepBudget
 from llm_qfl.language.transfer import TransferReport, transfer
 from llm_qfl.language.wire import byte_count, decode, encode
 
-FIRST = "first"  # part of a checkpoint: the emulator before the first round
 WIRE, FIRST_WIRE = "wire", "first-wire"  # the emulator, and that one, as they are sent
 ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
 
@@ -182,7 +181,8 @@ class ServerLanguage:
         return report
 
     @property
-    def _first_digest(self) -> str:
+    def first_digest(self) -> str:
+        """Of the emulator as it was first distributed; empty without one."""
         return digest_of_arrays(self._first) if self._first else ""
 
     @property
@@ -205,8 +205,12 @@ class ServerLanguage:
         arrays, digest = self._exchange.send()
         if emulator:
             arrays = {**arrays, **(self._first_wire if first else self._emulator_wire)}
-        current = self._first_digest if first else self._emulator_digest
-        return Broadcast(arrays, digest, current, self._first_digest, byte_count(arrays))
+        current = self.first_digest if first else self._emulator_digest
+        return Broadcast(arrays, digest, current, self.first_digest, byte_count(arrays))
+
+    def first_arrays(self) -> Arrays:
+        """The emulator as it was first distributed, for a site that lost it, beside a later one."""
+        return {f"{FIRST}{key.removeprefix(EMULATOR)}": value for key, value in self._first_wire.items()}
 
     def _publish_emulator(self, *, first: bool) -> None:
         """Fix what sites get, and hold the same: with a lossy wire the server's emulator is the rounded one too."""

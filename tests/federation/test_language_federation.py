@@ -30,6 +30,7 @@ from llm_qfl.language.export import read_adapter
 from llm_qfl.language.methods import step_budget
 from llm_qfl.language.task import TaskView
 from llm_qfl.language.training import train_adapter
+from llm_qfl.language.wire import byte_count
 from server_app.language import LanguageSession
 from simulation.grid import InMemoryGrid
 from simulation.run import run_federation
@@ -492,6 +493,31 @@ def test_hidden_states_are_the_rows_numbers(tmp_path, reviews):
         offer, arrays=fresh.offer().arrays, emulator_digest=fresh.offer().emulator_digest))  # fmt: skip
     np.testing.assert_allclose(site.features(TEXTS[:5]), session.features(TEXTS[:5]), atol=1e-5)
     assert session.features(TEXTS[:2]).shape == (2, 32)
+
+
+def test_a_new_machine_gets_the_features_emulator_after_a_realignment(tmp_path, reviews):
+    """A site whose disk and memory are gone needs the emulator of before the first round as well as today's."""
+    import shutil
+
+    from client_app import data
+
+    def replaced(task, reply):
+        if task.metadata.group_id == "1":
+            shutil.rmtree(tmp_path / "node-1" / "language")
+            data._partition.cache_clear()
+        return reply
+
+    keys = {**reviews, "data.encoding": "language", "language.align-every": 1, "server.rounds": 4}
+    run = federate(tmp_path, keys, faults={2: replaced})
+    _, second, third, fourth = run.finished.rounds
+    assert [len(closed.reports) for closed in run.finished.rounds] == [2, 1, 2, 2]
+    assert set(third.language.answers) == {"site-0000", "site-0001"}
+    server = session_of(run).server
+    assert len({closed.language.emulator_digest for closed in run.finished.rounds}) == 4
+    # every round adapter and emulator to both, in the third the first emulator as well: numbers and names of arrays
+    more, numbers = third.language.bytes_down - second.language.bytes_down, byte_count(server.first_arrays())
+    assert numbers < more < 1.5 * numbers
+    assert abs(fourth.language.bytes_down - second.language.bytes_down) < 0.02 * numbers
 
 
 def test_a_run_folder_predicts_from_texts(tmp_path, reviews):

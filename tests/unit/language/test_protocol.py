@@ -7,6 +7,7 @@ from llm_qfl.language.batches import TokenRows, collate
 from llm_qfl.language.client import ClientLanguage, share
 from llm_qfl.language.compress import load_compressed
 from llm_qfl.language.exchange import KEPT
+from llm_qfl.language.route import score
 
 
 def same(a, b) -> bool:
@@ -125,6 +126,31 @@ def test_emulator_that_is_not_the_one_announced(make_server, make_client) -> Non
     key = next(k for k in sent.arrays if k.startswith("emulator/"))
     with pytest.raises(LanguageError, match="not the one announced"):
         client.receive({**sent.arrays, key: sent.arrays[key] + 1}, sent.emulator_digest)
+
+
+@pytest.mark.parametrize("wire", ["fp32", "fp16", "int8"])
+def test_the_first_emulator_beside_a_later_one(make_server, make_client, make_rows, wire) -> None:
+    server = make_server(wire=wire)
+    server.align(make_rows(1, 8), 0, steps=2)
+    before = make_client(server)
+    sent = server.broadcast(emulator=True)
+    before.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
+    server.align(make_rows(1, 8), 1, steps=2)
+    sent, first = server.broadcast(emulator=True), server.first_arrays()
+    assert sent.emulator_digest != sent.first_digest
+    new = make_client(server)
+    key = next(iter(first))
+    with pytest.raises(LanguageError, match="not the one announced"):
+        new.receive({**sent.arrays, **first, key: first[key] * 2 + 1}, sent.emulator_digest, sent.first_digest)
+    new.receive({**sent.arrays, **first}, sent.emulator_digest, sent.first_digest)
+    rows = make_rows(0, 4)
+    with before.distributed(sent.first_digest) as route:
+        expected = score(route, rows)
+    with new.distributed(sent.first_digest) as route:
+        found = score(route, rows)
+    later = score(new.route(adapter=False), rows)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(found, later, strict=True))
 
 
 @pytest.mark.parametrize("wire", ["fp16", "int8"])
