@@ -1,7 +1,8 @@
 """The README's tables of tweets: `python -m experiments.tweets [--seeds N] [--keep FILE] [--work FOLDER]`.
 
 Table `classification` (negative, neutral, positive; four sites, Dirichlet 0.5) and table `generation` (the tweet after
-`Write a {class} tweet.`; four sites, split by class). Every arm: the same rows, rounds and steps a site, three seeds.
+`Write a {class} tweet.`; four sites, split by class). Every arm that tunes an adapter: the same rows, rounds and steps
+a site, three seeds.
 A killed run continues: every finished (table, arm, seed) is a line of the file that `--keep` names, and what arms
 share (states of frozen layers, emulators) lies in the folder `--work`. It holds states of private rows: keep it so.
 """
@@ -41,7 +42,18 @@ def main() -> None:
     found = [json.loads(text) for text in arguments.keep.read_text().splitlines()] if arguments.keep.exists() else []
     if not arguments.print_only:
         _run(arguments, tables, found)
-    print_tables(found)
+    mine = [row for row in found if _is_current(row, Sizes(test=arguments.test_rows))]
+    if len(mine) < len(found):
+        print(f"{len(found) - len(mine)} kept lines were made with other settings and stand in no table")
+    print_tables(mine)
+
+
+def _is_current(row: dict[str, object], sizes: Sizes) -> bool:
+    from experiments.tweets_run import settings_digest
+
+    arms = {arm.name: arm for arm in TABLES[str(row["table"])]}
+    arm = arms.get(str(row["arm"]))
+    return arm is not None and row.get("settings") == settings_digest(str(row["table"]), arm, sizes)
 
 
 def _run(arguments: argparse.Namespace, tables: tuple[str, ...], found: list[dict[str, object]]) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 ROUNDS, STEPS = 5, 12
 COMMON: dict[str, Any] = {"steps": STEPS, "every": 1, "dtype": "float32", "max_tokens": 100}
 BATCH = {"classification": 16, "generation": 8}  # rows of a step: a written tweet costs logits at each of its tokens
-ALIGN = {"align_first": 100, "align_every": 2, "align_steps": 10}
+ALIGN = {"align_first": 100, "align_every": 2, "align_steps": 10, "realign_rate": 2e-3}
+GENTLY = {"realign_rate": 2e-4}  # the default: the first alignment's rate throws a converged emulator off
 
 Kind = Literal["zero-shot", "federation", "control", "features"]
 
@@ -71,6 +72,10 @@ _REST = (
     _biot("local .2 related", beta=0.2, method="local"),
     _biot("released .2 related", beta=0.2, preset="released", align_every=1),
 )
+_GENTLE = (
+    _biot("fedbiot .2 related, realigned at 2e-4", beta=0.2, **GENTLY),
+    _biot("fedbiot .5 related, 250 steps, realigned at 2e-4", beta=0.5, align_first=250, **GENTLY),
+)
 # Towards 90 % at beta .2 and 75 % at .5.
 _GOAL = _once(
     _biot("fedbiot .2 related, lambda 2, every round", beta=0.2, kl_weight=2.0, **_KL),
@@ -104,6 +109,7 @@ CLASSIFICATION = (
     ),
     Arm("features, full model (clients do not hold it)", "features", {"method": "fedlora-tail"}),
     *_GOAL,
+    *_GENTLE,
     *_REST,
     *_ABLATIONS,
     _ALL,
@@ -115,6 +121,7 @@ GENERATION = (
     _biot("fedbiot .5 none", "none", beta=0.5),
     _biot("fedbiot .2 none", "none", beta=0.2),
     *_GOAL[1:],
+    *_GENTLE,
     *(arm for arm in _REST if arm.name not in ("fedbiot .2 none", "fedbiot .5 none")),
     _ALL,
 )

@@ -27,6 +27,7 @@ from experiments.tweets_data import (
     requests,
 )
 from experiments.tweets_states import Client, Server, States, align_first
+from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.config_language import LanguageConfig
 from llm_qfl.federation.seeding import seed_of
 from llm_qfl.federation.types import Array, Labels
@@ -126,10 +127,7 @@ def run_arm(
         model: the base model.
     """
     started = time.perf_counter()
-    calibrate = {"calibrate_steps": 60} if arm.calibrate and table == "classification" else {}
-    config = LanguageConfig(
-        **{"model": model, "task": table, **COMMON, "batch_size": BATCH[table], **arm.config, **calibrate}
-    )
+    config = config_of(table, arm, model)
     tweets = read_tweets(data, sizes, seed)
     states = States(work / "states")
     server = Server(load_base(model, Path.home() / ".cache" / "llm-qfl" / "models"), config, states, seed=SERVER_SEED)
@@ -155,12 +153,22 @@ def run_arm(
     }
 
 
+def config_of(table: str, arm: Arm, model: str) -> LanguageConfig:
+    """The section `language` of a line."""
+    calibrate = {"calibrate_steps": 60} if arm.calibrate and table == "classification" else {}
+    return LanguageConfig(
+        **{"model": model, "task": table, **COMMON, "batch_size": BATCH[table], **arm.config, **calibrate}
+    )
+
+
 def settings_digest(table: str, arm: Arm, sizes: Sizes) -> str:
-    """Names what a line was made with, its seed apart: lines of other settings do not stand in one table."""
+    """Names what a line was made with, defaults included, its seed apart: lines of others stand in no table of it."""
     from experiments.tweets_features import LAYER, RUN
 
-    own = (RUN, LAYER) if arm.kind == "features" else ()
-    text = repr((arm, COMMON, BATCH[table], ROUNDS, STEPS, SITES, SERVER_SEED, sizes, *own))
+    own = (RUN, LAYER, RunConfig().flat()) if arm.kind == "features" else ()
+    language = sorted(config_of(table, arm, "smollm2-135m").effective().model_dump().items())
+    what = (arm.kind, arm.public, arm.labels, ROUNDS, STEPS, SITES, SERVER_SEED, sizes)
+    text = repr((language, what, *own))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -282,7 +290,9 @@ def _zero_shot(job: Job) -> Metrics:
     test = scorer.likelihoods(route)
     out: Metrics = {"adap-fu": scorer.of(test)}
     train = questions(job.tweets.texts, job.words, job.tokenizer)
-    fitted = fit_bias_and_scale(LabelScorer(train, cache_of=job.states.of).log_likelihoods(route), job.tweets.labels)
+    labels = job.tweets.labels
+    weights = class_weights(np.bincount(labels, minlength=len(WORDS)))  # as in the tail's own loss
+    fitted = fit_bias_and_scale(LabelScorer(train, cache_of=job.states.of).log_likelihoods(route), labels, weights)
     public = questions(job.tweets.public, job.words, job.tokenizer)
     matched = match_prior(LabelScorer(public, cache_of=job.states.of).log_likelihoods(route))
     return out | {"biases, train labels": scorer.of(test, fitted), "biases, no labels": scorer.of(test, matched)}

@@ -295,8 +295,13 @@ class LanguageSession:
         held = server_texts(self.config, setup)
         _apart(self._texts, held)
         if self._public is None:
-            self._align(view.public(self._texts), 0)
+            self._align(self.public_rows(view), 0)
         self.scores = LanguageScores(self.server, view, self._texts, held)
+
+    def public_rows(self, view: TaskView) -> TokenRows:
+        """The public texts in the form of the task's rows."""
+        instructions = self.config.data.answer_column != "none"
+        return view.public(self._texts, seed=self._seed, instructions=instructions)
 
     def features(self, texts: Sequence[str]) -> Array:
         """Numbers of the server's own texts, as sites make them of theirs."""

@@ -111,7 +111,9 @@ class LanguageConfig(Section):
     align_batch: PositiveInt = 16
     """Public rows an alignment step."""
     align_rate: Annotated[float, Field(gt=0)] = 0.002
-    """AdamW's learning rate in alignment; a cosine over each call."""
+    """AdamW's learning rate in the first alignment; a cosine over each call."""
+    realign_rate: Annotated[float, Field(gt=0)] = 0.0002
+    """AdamW's learning rate in later ones: from a fresh optimizer, the first's throws a converged emulator off."""
     align_loss: Literal["relative", "released"] = "relative"
     """Boundary loss: relative per token, position 0 and padding left out, or the published code's form."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.0

@@ -21,13 +21,19 @@ def lora_specs(config: LanguageConfig) -> dict[str, LoraSpec]:
     return specs
 
 
-def align_settings(config: LanguageConfig, steps: int) -> AlignSettings:
-    """How one call of so many alignment steps is done."""
+def align_settings(config: LanguageConfig, steps: int, *, again: bool) -> AlignSettings:
+    """How one call of so many alignment steps is done.
+
+    Args:
+        config: the section.
+        steps: of the call.
+        again: has the emulator been aligned before?
+    """
     config = config.effective()
     budget = StepBudget(
         steps,
         config.align_batch,
-        config.align_rate,
+        config.realign_rate if again else config.align_rate,
         total=steps if config.schedule == "cosine" else 0,
         weight_decay=config.weight_decay,
         clip=config.clip,

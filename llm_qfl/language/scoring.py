@@ -165,7 +165,7 @@ def match_prior(public: Array, target: Array | None = None) -> Calibration:
     return _centred(_minimum(objective, start - start.mean()))
 
 
-def fit_bias_and_scale(likelihoods: Array, labels: Labels) -> Calibration:
+def fit_bias_and_scale(likelihoods: Array, labels: Labels, weights: Array | None = None) -> Calibration:
     """The control with labels: biases and one scale that minimise the negative log-likelihood (Platt, by class).
 
     What tuning gains beyond this is more than calibration.
@@ -173,6 +173,7 @@ def fit_bias_and_scale(likelihoods: Array, labels: Labels) -> Calibration:
     Args:
         likelihoods: (N, C) of labelled training rows.
         labels: (N,).
+        weights: (C,) of each class's rows (`class_weights` for a balanced loss); None weighs rows alike.
 
     Raises:
         LanguageError: no rows, or a class without rows (its bias would be minus infinity).
@@ -184,11 +185,13 @@ def fit_bias_and_scale(likelihoods: Array, labels: Labels) -> Calibration:
         raise LanguageError(f"calibration: expected rows of {classes} classes to fit biases to, got counts {counts}")
     centred = found - found.mean(axis=0)
     one_hot = np.eye(classes)[labels]
+    weight = np.ones(len(labels)) if weights is None else weights[labels]
+    share = (weight / weight.sum())[:, None]
 
     def objective(x: Array) -> tuple[float, Array]:
         logits = x[0] * centred + x[1:]
-        error = (softmax(logits, axis=1) - one_hot) / len(labels)
-        value = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
+        error = (softmax(logits, axis=1) - one_hot) * share
+        value = -(log_softmax(logits, axis=1) * one_hot * share).sum()
         return float(value), np.concatenate([[(error * centred).sum()], error.sum(axis=0)])
 
     x = _minimum(objective, np.concatenate([[1.0], np.log(counts / counts.sum())]))

@@ -146,7 +146,7 @@ class ServerLanguage:
         if steps is None:
             steps = self.config.align_steps if server_round else self.config.align_first
         teacher = self._teacher_of(public)
-        settings = align_settings(self.config, steps)
+        settings = align_settings(self.config, steps, again=server_round > 0)
         seed = seed_of(self.seed, SERVER, server_round, "language-align")
         report = align(self.route("adap-emu", self._emulator_end), self.emulator, teacher, settings, seed=seed)
         self._publish_emulator(first=server_round == 0)

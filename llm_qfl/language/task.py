@@ -16,6 +16,7 @@ from llm_qfl.federation.data.prompts import GENERATION, INSTRUCTION, generation,
 from llm_qfl.federation.data.sums import FeatureSums
 from llm_qfl.federation.data.text import TextPlan, make_plan
 from llm_qfl.federation.errors import LanguageError
+from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.types import Array, Labels, Scores
 from llm_qfl.language.batches import TokenRows
 from llm_qfl.language.cache import StateCache
@@ -188,17 +189,21 @@ class TaskView:
             return HeldOut(labels, None, written, self.tokenizer.eos_token_id, cache_of)
         return HeldOut(labels, LabelScorer(self.prompts(texts), cache_of=cache_of), None, None, cache_of)
 
-    def public(self, texts: Sequence[str]) -> TokenRows:
-        """Public texts to align on: in the task's question, or as they are where texts are written."""
-        if self.words is None:
-            return plain_rows(texts, self.tokenizer, limit=self.config.max_tokens)
-        return self.prompts(texts).alone()
+    def public(self, texts: Sequence[str], *, seed: int, instructions: bool = False) -> TokenRows:
+        """Public texts to align on, in the form of the task's rows; classes in them are drawn, no label is known.
 
-    def calibration_rows(self, texts: Sequence[str]) -> TokenRows:
-        """Public prompts with any answer, for `ServerLanguage.calibrate`."""
-        if self.words is None:
+        Args:
+            texts: public texts.
+            seed: of the classes.
+            instructions: are the task's rows pairs of prompt and answer? Public texts are none: they stay as they are.
+        """
+        if instructions:
             return plain_rows(texts, self.tokenizer, limit=self.config.max_tokens)
-        return self.prompts(texts).with_word(0)
+        drawn = stream(seed, SERVER, 0, "public-classes").integers(len(self.plan.words), size=len(texts))
+        labels = drawn.astype(np.intp)
+        if self.words is None:
+            return self._written(texts, labels, None)
+        return self.prompts(texts).answered(labels, None)
 
     def _written(self, texts: Sequence[str], labels: Labels, answers: Sequence[str] | None) -> TokenRows:
         template, auto = self.config.prompt, self.config.prompt == "auto"

@@ -335,6 +335,18 @@ def test_below_quorum_the_adapter_stays(tmp_path):
     assert run.finished.rounds[0].aggregated
 
 
+def test_every_second_adapter_round_is_followed_by_an_alignment_and_scored(tmp_path):
+    """`align-every` and `evaluate-every` count rounds in which the adapter was trained, not rounds."""
+    keys = {"server.rounds": 9, "language.every": 2, "language.align-every": 2, "language.evaluate-every": 2}
+    run = federate(tmp_path, keys | {"data.validation": "server"})
+    language = {closed.plan.server_round: closed.language for closed in run.finished.rounds if closed.language}
+    assert sorted(language) == [1, 3, 5, 7, 9]
+    assert [number for number, one in language.items() if one.align_seconds is not None] == [3, 7]
+    digests = [language[number].emulator_digest for number in (1, 3, 5, 7, 9)]
+    assert digests[0] == digests[1] != digests[2] == digests[3] != digests[4]
+    assert [number for number, one in language.items() if one.full_validation is not None] == [3, 7, 9]
+
+
 def test_rounds_between_have_the_qnn_alone(tmp_path):
     run = federate(tmp_path, {"language.every": 2, "server.rounds": 4})
     assert [closed.language is None for closed in run.finished.rounds] == [False, True, False, True]

@@ -75,6 +75,33 @@ def test_alignment_moves_the_emulator_alone_and_helps(make_server, make_rows, sh
     assert np.mean(report.kl_losses[-4:]) < 0.8 * np.mean(report.kl_losses[:4])
 
 
+def test_realigning_does_not_throw_a_converged_emulator_off(make_server, make_rows) -> None:
+    """Adam's first steps are as long as its rate, whatever the gradient: at the first alignment's rate they do."""
+    public = make_rows(0, 16)
+    errors = {}
+    for rate in (2e-4, 1e-2):
+        server = make_server(align_rate=1e-2, realign_rate=rate)
+        server.align(public, 0, steps=150)
+        before = server.boundary_error(public, range(16))
+        server.align(public, 1, steps=5)
+        errors[rate] = server.boundary_error(public, range(16)) / before
+    assert errors[2e-4] < 1.002
+    assert errors[1e-2] > 1.01
+
+
+def test_alignment_between_adapted_ends(make_server, make_rows, shake) -> None:
+    """With adapted first layers the emulator ends before the last ones, and the teacher changes with the adapter."""
+    server = make_server(placement="ends", align_rate=1e-2)
+    public = make_rows(0, 16)
+    shake(server.adapter, 1)
+    first = server.align(public, 0, steps=40)
+    assert first.boundary_losses[0] > 0.01
+    assert np.mean(first.boundary_losses[-4:]) < 0.7 * np.mean(first.boundary_losses[:4])
+    assert server.align(public, 1, steps=2).teacher_rows == 0
+    shake(server.adapter, 2)
+    assert server.align(public, 2, steps=2).teacher_rows > 0
+
+
 def test_teacher_runs_once(make_server, make_rows, shake) -> None:
     server = make_server(kl_weight=0.5)
     public = make_rows(0, 8)

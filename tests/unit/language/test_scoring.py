@@ -143,6 +143,12 @@ def test_fitted_biases_and_scale_are_those_of_a_logistic_regression():
     assert found.bias[1] - found.bias[0] == pytest.approx(reference.intercept_[0], rel=1e-3)
     better = found.scores(likelihoods, labels).loss
     assert better < Calibration.none(2).scores(likelihoods, labels).loss
+    weights = np.array([3.0, 0.5])
+    weighted = fit_bias_and_scale(likelihoods, labels, weights)
+    reference.fit(difference[:, None], labels, weights[labels])
+    assert weighted.scale == pytest.approx(reference.coef_[0, 0], rel=1e-3)
+    assert weighted.bias[1] - weighted.bias[0] == pytest.approx(reference.intercept_[0], rel=1e-3)
+    assert weighted.scale != pytest.approx(found.scale, rel=1e-3)
 
 
 def test_fits_that_have_no_answer_are_refused():
