@@ -14,6 +14,7 @@ from llm_qfl.language.files import SPARE
 # activations for 3.6 million hidden numbers, and 400 MB for Python with torch and transformers.
 BYTES_PER_NUMBER = 160
 PROCESS = 400 << 20
+NF4 = 0.55  # bytes a number, scales included
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -28,15 +29,30 @@ def client_memory(manifest: Manifest, model_config: Any, config: LanguageConfig)
     """
     rows = config.micro_batch or config.batch_size
     tokens = rows * config.max_tokens
-    activations = BYTES_PER_NUMBER * tokens * manifest.plan.a * int(model_config.hidden_size)
+    crossed = len(manifest.plan.held) - manifest.plan.to_compressed(
+        manifest.plan.first_trained
+    )  # layers that gradients pass
+    activations = BYTES_PER_NUMBER * tokens * crossed * int(model_config.hidden_size)
     answers = tokens if config.task == "generation" else rows
     logits = 4 * 4 * answers * int(model_config.vocab_size)  # logits, their softmax, its gradient, a copy
-    weights = manifest.size * (2 if _stored_bytes(model_config) == 2 and config.dtype != "bfloat16" else 1)
+    stored = _stored_bytes(model_config)
+    weights = manifest.size * (2 if stored == 2 and config.dtype != "bfloat16" else 1)
+    if config.quantization == "nf4":  # linear layers in half a byte a number and its scales, the embedding as it is
+        embedding = stored * int(model_config.vocab_size) * int(model_config.hidden_size)
+        weights = embedding + int(NF4 * max(manifest.size - embedding, 0) / stored)
     return PROCESS + weights + activations + logits
 
 
-def available_memory() -> int | None:
-    """Bytes that this process can still take: of the machine, or of its container where that is less; None: unknown."""
+def available_memory(device: str = "cpu") -> int | None:
+    """Bytes that this process can still take: of the machine, or of its container where that is less; None: unknown.
+
+    Args:
+        device: `cpu`, or `cuda` for the memory of the GPU.
+    """
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
     found = []
     try:
         for line in _MEMINFO.read_text().splitlines():
@@ -52,11 +68,15 @@ def available_memory() -> int | None:
 
 def room_problem(manifest: Manifest, model_config: Any, config: LanguageConfig) -> str | None:  # noqa: ANN401
     """Why the model does not fit here, or None where it does (or nothing is known)."""
-    free, need = available_memory(), client_memory(manifest, model_config, config)
+    from llm_qfl.language.device import choose_device
+
+    device = choose_device(config.device).type
+    free, need = available_memory(device), client_memory(manifest, model_config, config)
     if free is None or need <= free:
         return None
+    where = "GPU" if device == "cuda" else "machine"
     return (
-        f"the language model needs about {need / 1e6:.0f} MB of memory, this machine has {free / 1e6:.0f} MB free; "
+        f"the language model needs about {need / 1e6:.0f} MB of memory, this {where} has {free / 1e6:.0f} MB free; "
         "lower language.batch-size or micro-batch, or take part without it"
     )
 

@@ -5,6 +5,7 @@ A row of `TokenRows` says how many of its tokens are prompt; `batches.collate` p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ from llm_qfl.language.batches import TokenRows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_LOG = logging.getLogger(__name__)
 Tokens = tuple[int, ...]
 TYPICAL = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
@@ -233,6 +235,11 @@ def answer_rows(
         whole = [len(ids) for ids in encode([row.prompt for row in rows], tokenizer)]
         kept = [min(size, max(least, limit // 2)) for size, least in zip(whole, shortest, strict=True)]
         room = [limit - len(opening(tokenizer)) - max(size, 1) for size in kept]
+        cut = sum(len(ids) > max(most, 1) for ids, most in zip(answers, room, strict=True))
+        if cut:
+            _LOG.warning(
+                "language.max-tokens=%d cuts %d of %d answers; the rest of them is not learned", limit, cut, len(rows)
+            )
         answers = [ids[: max(most, 1)] for ids, most in zip(answers, room, strict=True)]
     prompts = _prompts(rows, tokenizer, [limit - len(answer) for answer in answers], limit)
     ids = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]

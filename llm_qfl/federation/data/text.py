@@ -96,11 +96,13 @@ class TextPlan:
             raise DataError(f"text: the style {self.style} needs rows of another kind than {table.kind!r}")
         if self.style == "words":
             return tuple(kmer_words(found[i], self.k) for i in rows)
+        if table.answers is not None:  # a prompt may be a program: its lines are kept
+            return tuple(found[i].strip() for i in rows)
         return tuple(" ".join(found[i].split()) for i in rows)
 
     def row_answers(self, table: Table, rows: Labels) -> tuple[str, ...] | None:
         """What is to be written after these rows, where they are instructions; else None."""
-        return None if table.answers is None else tuple(" ".join(table.answers[i].split()) for i in rows)
+        return None if table.answers is None else tuple(table.answers[i].strip() for i in rows)
 
     def classification(self, texts: Iterable[str], labels: Iterable[int]) -> tuple[TextRow, ...]:
         """Rows whose answer is the word of their class."""

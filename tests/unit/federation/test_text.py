@@ -128,6 +128,11 @@ def test_texts_and_sequences_keep_their_number_in_the_pool():
     texts = Table("text", ("text",), LABELS, ("0", "1"), texts=("one\n two", "  b ", "c"))
     plan = make_plan("language", ("text",), ("bad", "good"), None, template="Tweet: {row}\\nSentiment:")
     assert plan.row_texts(texts, None, np.array([2, 0])) == ("c", "one two")
+    lines = "def f(x):\n    if x:\n        return 1\n"
+    asked = Table("text", ("text",), LABELS, ("0", "1"), texts=(lines, "b", "c"), answers=("no", lines, "c"))
+    kept = lines.strip()  # instruction data keeps its lines
+    assert plan.row_texts(asked, None, np.array([0])) == (kept,)
+    assert plan.row_answers(asked, np.array([1])) == (kept,)
     rows = plan.classification(["one two"], [1])
     assert rows == (TextRow("Tweet: one two\nSentiment:", 7, 14, " good"),)
     assert plan.prompts(["x"])[0].answer == ""

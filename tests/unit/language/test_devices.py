@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,18 @@ def test_room(make_server, tmp_path, monkeypatch) -> None:
     assert exported.size < need < 1 << 30
     more = server.config.model_copy(update={"batch_size": 64})
     assert room.client_memory(loaded.manifest, loaded.stack.config, more) > need
+    ends = make_server(placement="ends")
+    ends_loaded = load_compressed((found := ends.export(tmp_path)).folder, found.sha256)
+    assert room.client_memory(ends_loaded.manifest, ends_loaded.stack.config, ends.config) > need  # gradients cross all
+    large = SimpleNamespace(hidden_size=1024, vocab_size=1000, dtype="bfloat16")
+    manifest = SimpleNamespace(plan=loaded.manifest.plan, size=10 << 30)
+    plain, quantized = (
+        room.client_memory(manifest, large, server.config.model_copy(update={"quantization": kind}))
+        for kind in ("none", "nf4")
+    )
+    assert quantized < 0.3 * plain  # half a byte a number and scales for two bytes, here held as four
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (123, 456))
+    assert room.available_memory("cuda") == 123
     meminfo, group = tmp_path / "meminfo", tmp_path / "group"
     group.mkdir()
     monkeypatch.setattr(room, "_MEMINFO", meminfo)

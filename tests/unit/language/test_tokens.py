@@ -126,6 +126,17 @@ def test_answers_end_with_the_end_token():
     )[0]  # fmt: skip
 
 
+def test_answers_that_are_cut_are_counted_in_the_log(caplog):
+    rows = [TextRow.of("Q\n", "", answer) for answer in ("abcdef", "ab", "abcdefgh")]
+    answer_rows(rows, BYTES, limit=8, long_answers="cut")
+    assert [record.getMessage() for record in caplog.records] == [
+        "language.max-tokens=8 cuts 2 of 3 answers; the rest of them is not learned"
+    ]
+    caplog.clear()
+    answer_rows(rows, BYTES, limit=40, long_answers="cut")
+    assert not caplog.records
+
+
 def test_a_long_answer_is_refused_or_cut_without_its_end():
     row = TextRow.of("Q {row} A", "one two", "yes no maybe not yet")
     rows = answer_rows([row], WORDS, limit=9, end=False)
