@@ -21,9 +21,11 @@ import numpy as np
 os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
-from experiments.priced_cells import CELLS, PRICES, Cell, unit
+from experiments.priced_cells import CELLS, PRICES, ROUNDS, Cell, unit
 from experiments.priced_table import table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
+from llm_qfl.federation.fingerprint import digest_of
+from llm_qfl.language.files import file_digest
 from simulation.policy_states import prices_of
 from simulation.policy_teachers import Teacher, check_recording, read_recording, stand_in
 from simulation.policy_world import MakeDecider, Observed, World, open_world
@@ -76,7 +78,7 @@ def run_one(world: World, make: MakeDecider) -> Json:
         return decider
 
     started = time.process_time()
-    played = world.play(kept)
+    played = world.play(kept, tested=True)
     decider = holder[0]
     asked = [one.probabilities for one in played.decisions if one.probabilities]
     counted = [one for one in played.decisions if one.fallback is None or one.fallback.counts]
@@ -86,7 +88,7 @@ def run_one(world: World, make: MakeDecider) -> Json:
         "losses": [round(value, 6) for value in played.losses],
         "circuits": list(played.circuits),
         "bytes": list(played.bytes),
-        "test": played.test_accuracy,
+        "tests": [round(value, 6) for value in played.test_accuracies],
         "evaluations": played.evaluations,
         "stop": None if played.stop is None else played.stop.rule,
         "grew": decider.fired.grew,
@@ -112,36 +114,61 @@ def run_missing(
 ) -> None:
     """Run what the file does not hold yet, a line each."""
     keep.parent.mkdir(parents=True, exist_ok=True)
-    have = {(row["cell"], row["seed"], row["arm"], row["prices"]) for row in read_rows(keep)}
+    mend(keep)
+    have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row["made"] for row in read_rows(keep)}
     opened: tuple[str, int] | None = None
     world: World | None = None
     with keep.open("a") as file:
         for key in wanted:
-            if key in have:
-                continue
             cell, seed, arm, prices = key
+            made = made_with(makers.learned_from(arm), places, CELLS[cell], seed, teacher)
+            if key in have:
+                if have[key] != made:
+                    raise FederationError(
+                        f"{keep}: {', '.join(map(str, key))} was made with another policy, experience, recording or "
+                        "number of rounds; name another file with --keep, or delete its lines"
+                    )
+                continue
             if opened != (cell, seed) or world is None:
                 world, opened = open_cell(CELLS[cell], seed, places, teacher), (cell, seed)
             costs = prices_of(PRICES.get(prices, PRICES["mixed"]), *unit(world))
             found = run_one(world, makers.make(arm, costs, seed))
-            about = {"cell": cell, "seed": seed, "arm": arm, "prices": prices, "teacher": world.teacher.kind}
+            about = {
+                "cell": cell,
+                "seed": seed,
+                "arm": arm,
+                "prices": prices,
+                "teacher": world.teacher.kind,
+                "made": made,
+            }
             file.write(json.dumps({**about, "unit": list(unit(world)), **found}) + "\n")
             file.flush()
             print(f"{cell}, seed {seed}, {arm}, {prices}: {found['cpu_seconds']} s", flush=True)
 
 
+def made_with(learned: Sequence[Path], places: Places, cell: Cell, seed: int, teacher: str) -> str:
+    """Digest of what a line depends on besides its key: files that its arm learned from, the recording, the rounds."""
+    files = [*learned, *([places.recording(cell, seed)] if teacher == "recorded" else [])]
+    return digest_of(repr((teacher, ROUNDS, [file_digest(path) for path in files])))[:16]
+
+
+def mend(keep: Path) -> None:
+    """Cut off a last line that a kill cut short, so that the next one stands on its own; for the one who writes."""
+    text = keep.read_text() if keep.exists() else ""
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        keep.write_text(whole + "\n" if whole else "")
+
+
 def read_rows(keep: Path) -> list[Mapping[str, Any]]:
-    """Kept lines; a last one that a kill cut short is cut off the file, so that the next line stands on its own.
+    """Kept lines; of a last one that is not whole (yet) nothing.
 
     Raises:
         FederationError: a damaged line before the last.
     """
     if not keep.exists():
         return []
-    text = keep.read_text()
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        keep.write_text(whole + "\n" if whole else "")
+    whole, _, _ = keep.read_text().rpartition("\n")
     try:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
@@ -154,7 +181,9 @@ def static_one(makers: Makers) -> str:
 
     words = dict(part.split("=") for part in best_setting(makers.lines).split())
     name = f"m{words['budget']} k{words['clients']}"
-    return name if name in STATIC else next(iter(STATIC))
+    if name not in STATIC:
+        raise FederationError(f"priced: the best setting of the experience, {name!r}, is none of {', '.join(STATIC)}")
+    return name
 
 
 def parser() -> argparse.ArgumentParser:

@@ -55,6 +55,7 @@ NO_SHIELD: Mapping[str, Any] = {
     "stop_tolerance": 1e6,
     "cap_steps": 1000,
     "min_clients": 1,
+    "fairness_window": 0,
 }
 WARM = 20  # federations from which LinUCB comes to the comparison
 
@@ -106,8 +107,14 @@ class Makers:
             return scored(self.remembered, prices, first=first, agent=NO_SHIELD)
         if arm == "policy, shuffled state":
             random = np.random.default_rng([seed, 5])
-            return scored(Shuffled(self.remembered, self.texts, random), prices, first=first)
+            shuffled = Shuffled(self.remembered, self.texts, random)
+            return scored(shuffled, prices, first=first, ranges=self.file.ranges)
         raise FederationError(f"priced: no arm {arm!r}; expected one of {', '.join((*FREE, *PRICED))}")
+
+    def learned_from(self, arm: str) -> list[Path]:
+        """Files that an arm's decisions depend on."""
+        policy = [self.policy] if self.policy is not None and arm.startswith("policy") else []
+        return policy + ([self.experience] if arm in ("linucb", "policy, shuffled state") else [])
 
     @cached_property
     def lines(self) -> Sequence[Json]:

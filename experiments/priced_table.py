@@ -13,16 +13,18 @@ import numpy as np
 from agent.prices import Prices, cost_to_target
 from experiments.priced_arms import FIXED, PRICED, RULE, STATIC
 from experiments.priced_cells import PRICES, ROUNDS
+from llm_qfl.federation.config_agent import AgentConfig
 from simulation.policy_states import prices_of
 
 HELD = 0.98
+MOST_FALLBACKS = AgentConfig().max_fallback
 Row = Mapping[str, Any]
 ONE, EACH, QFL = "static-one", "static-each", "qfl"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One run: its priced cost as a share of the full budget, whether it got there, its test accuracy."""
+    """One run: its priced cost as a share of the full budget, whether it got there, its test accuracy there."""
 
     cost: float
     reached: bool
@@ -79,7 +81,8 @@ class Comparison:
         costs = _costs(row, prices)
         reached = cost_to_target(row["accuracies"], costs, self.target)
         there = reached.server_round is not None
-        return Figure((reached.cost if there else max(full, sum(costs))) / full, there, row["test"])
+        test = row["tests"][(reached.server_round or len(costs)) - 1]
+        return Figure((reached.cost if there else max(full, sum(costs))) / full, there, test)
 
     @cached_property
     def figures(self) -> dict[str, dict[int, Figure]]:
@@ -114,14 +117,15 @@ def mean_log(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """Ratio of two arms' costs over the same federations.
+    """Ratio of two arms' costs over the same federations, each of which counts once.
 
     Attributes:
         ratio: geometric mean.
-        low, high: 95% interval (Student's t on the logarithms).
-        p: Wilcoxon's signed-rank test, two-sided.
+        low, high: 95% interval (Student's t on the logarithms, over the cells where there are three or more).
+        p: Wilcoxon's signed-rank test over the federations, two-sided.
         accuracy: mean difference of test accuracy.
-        pairs: how many.
+        accuracy_low, accuracy_high: its 95% interval, as above.
+        pairs: how many federations.
     """
 
     ratio: float
@@ -129,19 +133,42 @@ class Paired:
     high: float
     p: float
     accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     pairs: int
 
 
-def paired(mine: Sequence[Figure], other: Sequence[Figure]) -> Paired:
-    """Compare two arms on the same seeds."""
-    from scipy.stats import t, wilcoxon
+Federation = tuple[str, int]  # cell without its reduction, seed
+Pairs = Mapping[Federation, Sequence[tuple[Figure, Figure]]]
 
-    logs = np.array([math.log(a.cost / b.cost) for a, b in zip(mine, other, strict=True)])
-    middle, count = float(logs.mean()), len(logs)
-    half = float(t.ppf(0.975, count - 1) * logs.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
-    p = float(wilcoxon(logs).pvalue) if count > 1 and np.any(logs != 0) else 1.0
-    accuracy = float(np.mean([a.test - b.test for a, b in zip(mine, other, strict=True)]))
-    return Paired(math.exp(middle), math.exp(middle - half), math.exp(middle + half), p, accuracy, count)
+
+def paired(pairs: Pairs) -> Paired:
+    """Compare two arms; price lists and reductions of one federation are averaged first, since they are no repetition.
+
+    Args:
+        pairs: (mine, other) of each federation.
+    """
+    from scipy.stats import wilcoxon
+
+    logs = {key: float(np.mean([math.log(a.cost / b.cost) for a, b in both])) for key, both in pairs.items()}
+    tests = {key: float(np.mean([a.test - b.test for a, b in both])) for key, both in pairs.items()}
+    values = np.array(list(logs.values()))
+    middle, low, high = _interval(logs)
+    p = float(wilcoxon(values).pvalue) if len(values) > 1 and np.any(values != 0) else 1.0
+    return Paired(math.exp(middle), math.exp(low), math.exp(high), p, *_interval(tests), len(values))
+
+
+def _interval(values: Mapping[Federation, float]) -> tuple[float, float, float]:
+    """Mean and 95% interval: over the means of the cells, or over the federations where cells are fewer than three."""
+    from scipy.stats import t
+
+    cells: dict[str, list[float]] = {}
+    for (cell, _), value in values.items():
+        cells.setdefault(cell, []).append(value)
+    units = np.array([np.mean(one) for one in cells.values()] if len(cells) >= 3 else list(values.values()))
+    middle, count = float(units.mean()), len(units)
+    half = float(t.ppf(0.975, count - 1) * units.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    return middle, middle - half, middle + half
 
 
 def comparisons(rows: Sequence[Row], static_one: str) -> dict[tuple[str, str], Comparison]:
@@ -163,7 +190,7 @@ def table_lines(rows: Sequence[Row], static_one: str) -> list[str]:
         kind = "/".join(sorted({row["teacher"] for row in one.rows}))
         lines += ["", f"#### {cell}, {prices} ({seeds} seeds, {ROUNDS} rounds, language model: {kind})", ""]
         lines += [
-            "| arm | priced cost to the target, full budget of qfl = 1 | never there | test accuracy |",
+            "| arm | priced cost to the target, full budget of qfl = 1 | never there | test accuracy where it ends |",
             "|---|---|---|---|",
         ]
         for arm in shown(one):
@@ -183,27 +210,51 @@ def shown(one: Comparison) -> list[str]:
 
 
 def summary_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
-    """The policy beside every other arm, over all cells, price lists and seeds."""
+    """The policy beside every other arm: over all price lists, then at each."""
     lines = [
-        "| policy / other arm | ratio of costs, 95% | Wilcoxon p | test accuracy | federations |",
-        "|---|---|---|---|---|",
+        "| policy / other arm | prices | ratio of costs, 95% | Wilcoxon p | test accuracy, 95% | federations |",
+        "|---|---|---|---|---|---|",
     ]
-    rules = {key: best_rule(one) for key, one in found.items()}
     others = [QFL, ONE, EACH, "best rule", *[arm for arm in PRICED if arm != "policy"]]
     for other in others:
-        mine, theirs = [], []
-        for key, one in found.items():
-            name = rules[key] if other == "best rule" else other
-            both = set(one.figures.get("policy", {})) & set(one.figures.get(name or "", {}))
-            mine += [one.figures["policy"][seed] for seed in sorted(both)]
-            theirs += [one.figures[name or ""][seed] for seed in sorted(both)]
-        if mine:
-            result = paired(mine, theirs)
-            lines.append(
-                f"| {other} | {result.ratio:.2f} ({result.low:.2f} to {result.high:.2f}) | {result.p:.2g} | "
-                f"{result.accuracy:+.3f} | {result.pairs} |"
-            )
-    return lines + information_lines(found)
+        for prices in ("all", *PRICES):
+            if pairs := pairs_of(found, other, prices):
+                one = paired(pairs)
+                lines.append(
+                    f"| {other} | {prices} | {one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}) | {one.p:.2g} | "
+                    f"{one.accuracy:+.3f} ({one.accuracy_low:+.3f} to {one.accuracy_high:+.3f}) | {one.pairs} |"
+                )
+    return lines + verdict_lines(found) + information_lines(found)
+
+
+def pairs_of(found: Mapping[tuple[str, str], Comparison], other: str, prices: str) -> Pairs:
+    """The policy's figures with another arm's, by federation; tweets in two reductions are one."""
+    pairs: dict[Federation, list[tuple[Figure, Figure]]] = {}
+    for (cell, at), one in found.items():
+        name = best_rule(one) if other == "best rule" else other
+        if prices not in ("all", at) or name not in one.figures or "policy" not in one.figures:
+            continue
+        data, alpha = cell.rsplit(" ", 1)
+        mine, theirs = one.figures["policy"], one.figures[name]
+        for seed in sorted(set(mine) & set(theirs)):
+            pairs.setdefault((f"{data.split('-')[0]} {alpha}", seed), []).append((mine[seed], theirs[seed]))
+    return pairs
+
+
+def verdict_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    """Is the policy one, by the issue's own measure: do states that are not the run's own make it worse?"""
+    from scipy.stats import ttest_1samp
+
+    pairs = pairs_of(found, "policy, shuffled state", "all")
+    if len(pairs) < 2:
+        return []
+    logs = [float(np.mean([math.log(b.cost / a.cost) for a, b in both])) for both in pairs.values()]
+    p = float(ttest_1samp(logs, 0.0, alternative="greater").pvalue)
+    word = "depends on its state" if p < 0.05 else "**static**: states of other federations do as well"
+    return [
+        "",
+        f"With shuffled states it costs {math.exp(float(np.mean(logs))):.2f} times as much (p {p:.2g}): {word}.",
+    ]
 
 
 def best_rule(one: Comparison) -> str | None:
@@ -213,19 +264,28 @@ def best_rule(one: Comparison) -> str | None:
 
 
 def information_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
-    """I(state; option) of the policy over all states it was asked in, and its fallbacks."""
+    """I(state; option) of the policy at each price list, its fallbacks, and the share of runs that are the rule's."""
     from agent.choice import mutual_information
 
-    rows = [row for one in found.values() for row in one.by.get("policy", {}).values() if row["prices"] == one.prices]
-    asked: dict[str, list[Any]] = {}
-    for row in rows:
-        for name, values in row.get("probabilities", {}).items():
-            asked.setdefault(name, []).extend(np.array(value) for value in values)
-    told = ", ".join(f"{name} {mutual_information(values):.3f}" for name, values in asked.items() if values)
-    if not rows:
-        return []
-    fallbacks = float(np.mean([row.get("fallback_rate", 0.0) for row in rows]))
-    return ["", f"I(state; option), nats: {told or 'never asked'}. Decisions that the rule took over: {fallbacks:.0%}."]
+    lines: list[str] = []
+    for prices in PRICES:
+        mine = [one for (_, at), one in found.items() if at == prices]
+        rows = [row for one in mine for row in one.by.get("policy", {}).values()]
+        if not rows:
+            continue
+        asked: dict[str, list[Any]] = {}
+        for row in rows:
+            for name, values in row.get("probabilities", {}).items():
+                asked.setdefault(name, []).extend(np.array(value) for value in values)
+        told = ", ".join(f"{name} {mutual_information(values):.3f}" for name, values in asked.items() if values)
+        rates = [row.get("fallback_rate", 0.0) for row in rows]
+        lines += [
+            "",
+            f"{prices}: I(state; option), nats: {told or 'never asked'}. Decisions that the rule took over: "
+            f"{np.mean(rates):.0%}; runs with more than a fifth of them, which count as the rule's: "
+            f"{np.mean([rate > MOST_FALLBACKS for rate in rates]):.0%} of {len(rates)}.",
+        ]
+    return lines
 
 
 def _costs(row: Row, prices: Prices) -> list[float]:

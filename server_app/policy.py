@@ -24,6 +24,7 @@ from llm_qfl.quantum.training import round_budget
 from server_app.language import LanguageSession
 
 BYTES = 8  # of a number of theta on the wire
+MESSAGE = 1500  # bytes of a task or a reply beside theta: names, plan, report, digests
 
 
 def make_decider(
@@ -49,8 +50,8 @@ def make_decider(
         cost=StepCost.of(config.training.optimizer, model.gradient_cost, model.num_parameters),
         limit=agent.budget,
         prices=Prices.of(agent),
-        round_circuits=budget * sum(census.rows["train"] for census in censuses.values()),
-        round_bytes=2 * len(censuses) * BYTES * model.num_parameters,
+        round_circuits=budget * sum(_batch(config, census.rows["train"]) for census in censuses.values()),
+        round_bytes=2 * len(censuses) * (BYTES * model.num_parameters + MESSAGE),
         noise=noise_level(backends),
         lag=int(config.data.validation == "federated"),
     )
@@ -66,6 +67,11 @@ def make_decider(
         ranges=ranges,
     )
     return Decider(agent, setting, means)
+
+
+def _batch(config: RunConfig, rows: int) -> int:
+    """Rows of one evaluation of the objective."""
+    return min(config.training.batch_size or rows, rows)
 
 
 def load_policy(

@@ -98,7 +98,10 @@ def rule(name: Rule, *, selected: bool = False) -> MakeDecider:
 
 @dataclass(frozen=True)
 class First:
-    """The first round, before which nothing is known: the rule's, as the run config has it."""
+    """The first round, before which nothing is known, of all that learn or were trained.
+
+    A run of the product begins with the run config's own budget at all sites.
+    """
 
     steps: int = 2
     fraction: float = 0.2

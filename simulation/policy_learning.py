@@ -135,7 +135,15 @@ class Training:
 
     def _clone(self, trainer: PolicyTrainer, over: Callable[[], bool]) -> bool:
         note, checkpoint = self.folder / "clone.json", self.folder / "clone.npz"
-        told: Json = json.loads(note.read_text()) if note.exists() else {"losses": []}
+        federations = len(self.lines()[: self.recipe.federations])
+        told: Json = json.loads(note.read_text()) if note.exists() else {}
+        if told.get("federations") != federations:  # more to learn from: cloned anew, so that all of it is
+            told = {"losses": [], "federations": federations}
+        if (self.folder / "gradient.npz").exists() and len(told["losses"]) < self.recipe.epochs:
+            raise LanguageError(
+                f"{self.folder}: its policy gradient began at another clone; take another folder, or delete "
+                "gradient.npz and groups.jsonl there"
+            )
         if told["losses"]:
             trainer.load(checkpoint)
         train, held = self.lessons()
@@ -217,7 +225,7 @@ class Training:
         notes = {
             "kind": kind,
             "learned from": "generated tables (gaussian, clusters, markov), iris, wine; none of a comparison's",
-            "federations": str(len(self.lines())),
+            "federations": str(told["federations"]),
             "states": str(told["states"]),
             "passes": str(len(told["losses"])),
             "loss, nats a state (trained on, held out)": str(told["losses"][-1]),
@@ -261,7 +269,7 @@ def roll_out(policy: Scorer, line: Json, random: np.random.Generator, group: int
     for _ in range(group):
         sampler = Sampled(remembered, np.random.default_rng(int(random.integers(2**63))))
         played = world.play(scored(sampler, prices, first=first, agent=TRUSTED), target=line["target"])
-        full = max(float(line["case"]["rounds"]), sum(played.costs(prices)))
+        full = float(line["case"]["rounds"])  # the fixed plan's: overspending is not divided by itself
         returns.append(played.rewarded(prices, line["target"], full)[0].total)
         drawn.append(sampler)
     gains = group_advantages(returns)

@@ -102,8 +102,8 @@ class Recording:
         for number, sites in self.losses.items():
             for site, loss in sites.items():
                 arrays[f"{number}/{site}/loss"] = np.array(loss)
-                if site in self.labels.get(number, {}):
-                    arrays[f"{number}/{site}/soft"] = self.labels[number][site].astype(np.float32)
+            for site, soft in self.labels.get(number, {}).items():  # also of a site without validation rows
+                arrays[f"{number}/{site}/soft"] = soft.astype(np.float32)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.partial.npz")
         np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]

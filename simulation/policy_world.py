@@ -97,7 +97,7 @@ class Played:
         accuracies: validation accuracy after each round.
         circuits, bytes: of each round.
         decisions: of each round; empty for the fixed plan.
-        test_accuracy: of the last vector; None where the play was cut short.
+        test_accuracies: on test rows after each round, where they were asked for; nobody decides by them.
         evaluations: of all rounds.
         stop: why it ended before its last round, or None.
     """
@@ -107,7 +107,7 @@ class Played:
     circuits: tuple[int, ...]
     bytes: tuple[int, ...]
     decisions: tuple[Decision, ...]
-    test_accuracy: float | None
+    test_accuracies: tuple[float, ...]
     evaluations: int
     stop: Stop | None = None
 
@@ -219,12 +219,13 @@ class World:
             raise ValueError("mode qfl has no decider")
         return found
 
-    def play(self, make: MakeDecider | None = None, *, target: float | None = None) -> Played:
+    def play(self, make: MakeDecider | None = None, *, target: float | None = None, tested: bool = False) -> Played:
         """One federation.
 
         Args:
             make: makes its decider; None plays the fixed plan.
             target: ends the play once validation accuracy has held it for two rounds; by default nothing does.
+            tested: score every round's vector on the test rows, too.
         """
         opened, decider = self.opened, None if make is None else make(self)
         summaries: list[RoundSummary] = []
@@ -244,15 +245,14 @@ class World:
         start = initial_state(opened)
         strategy.start(grid, state_record(start), num_rounds=self.case.rounds, timeout=TIMEOUT)
         first = self.model.scores(start.theta, self.validation).loss or 0.0
-        last = states[-1] if states else start
-        cut = strategy.stop is not None and strategy.stop.rule == "target"
+        scored = [self.model.scores(state.theta, self.test).accuracy or 0.0 for state in states] if tested else []
         return Played(
             losses=(first, *(one.validation.loss or 0.0 for one in summaries if one.validation is not None)),
             accuracies=tuple(accuracies()),
             circuits=tuple(sum(report.spent.circuits for report in one.work) for one in summaries),
             bytes=tuple(one.bytes_up + one.bytes_down for one in summaries),
             decisions=() if decider is None else tuple(one for one in decider.decisions if one.stop is None),
-            test_accuracy=None if cut else self.model.scores(last.theta, self.test).accuracy,
+            test_accuracies=tuple(scored),
             evaluations=sum(report.spent.evaluations for one in summaries for report in one.work),
             stop=strategy.stop,
         )

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.actions import SIZES, Budget, Clients, Halt, Lambda, Select
+from agent.actions import SIZES, Budget, Clients, Halt, Lambda, Select, Shots
 from agent.budgets import StepCost
 from agent.decider import Decider, Means
 from agent.decisions import conduct, decision_line
@@ -152,6 +152,20 @@ def test_the_policy_decides_from_the_second_round():
     assert not any(site in scorer.asked[-1][0] for site in SITES)
     summed = conduct("policy", run.decisions, 0.2)
     assert (summed.kind, summed.with_history, summed.fallbacks, summed.fallback_rate) == ("policy", 2, 0, 0.0)
+
+
+def test_the_policys_way_to_select_and_its_shots_are_carried_out():
+    found = {}
+    for mode, shots in ((Select.ALIGN, Shots.FEW), (Select.OORT, Shots.MANY), (Select.RANDOM, Shots.CONFIGURED)):
+        scorer = Says(select=mode, clients=Clients.TWO, shots=shots)
+        run = decider(scorer=scorer, means={"samples": True}, select="align")
+        run.close(answer(run.decide(1, SITES), LOSSES))
+        plan = run.decide(2, SITES)
+        assert (plan.by, plan.select) == ("policy", mode.mode)
+        assert plan.shots == shots.of(1024)
+        found[mode] = plan.sites
+    assert found[Select.ALIGN] != found[Select.OORT]  # the nearest to the server, the ones with most to learn
+    assert Shots.FEW.of(1024) != Shots.MANY.of(1024) != 1024
 
 
 def test_scales_follow_what_a_site_was_given_last():

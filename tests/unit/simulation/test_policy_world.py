@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.actions import SIZES, Budget, Clients
+from agent.actions import SIZES, Budget, Clients, Lambda
 from agent.prices import Prices
 from agent.shield import everything
 from llm_qfl.federation.errors import FederationError, LanguageError
@@ -55,17 +55,45 @@ def _one_thread():
 
 
 def test_the_fixed_plan_is_the_run_itself(case, world):
-    played, run = world.play(), run_federation(case.flat(), sites=case.sites)
+    played, run = world.play(tested=True), run_federation(case.flat(), sites=case.sites)
     closed = run.finished.rounds
     assert played.losses[1:] == pytest.approx([one.validation.loss for one in closed], abs=1e-12)
     assert played.accuracies == tuple(one.validation.accuracy for one in closed)
     assert played.circuits == tuple(sum(r.spent.circuits for r in one.work) for one in closed)
-    assert played.test_accuracy == run.summary["test_accuracy"]
+    assert played.test_accuracies[-1] == run.summary["test_accuracy"]
+    assert len(played.test_accuracies) == len(played.accuracies)
 
 
 def test_a_static_setting_with_all_sites_is_the_fixed_plan(world):
     fixed, same = world.play(), world.play(static(Setting(2, Clients.ALL)))
-    assert (same.losses, same.circuits, same.test_accuracy) == (fixed.losses, fixed.circuits, fixed.test_accuracy)
+    assert (same.losses, same.circuits, same.test_accuracies) == (fixed.losses, fixed.circuits, fixed.test_accuracies)
+
+
+def test_sites_hear_what_their_language_model_says_in_that_round(world, monkeypatch):
+    class Heard:
+        kind = "recorded"
+
+        def __init__(self):
+            self.soft_asked, self.loss_asked = set(), set()
+
+        def loss(self, site, server_round):
+            self.loss_asked.add((site, server_round))
+            return 0.1 * server_round
+
+        def server_loss(self, server_round):
+            return None
+
+        def soft(self, site, server_round):
+            self.soft_asked.add((site, server_round))
+            return np.full((len(world.partitions[site].train), 2), 0.5)
+
+    heard = Heard()
+    monkeypatch.setattr(world, "teacher", heard)
+    played = world.play(scored(Constant({"weight": Lambda.HIGH, "clients": Clients.ALL}), PRICES, agent=TRUSTED))
+    asked = {(site, one.server_round) for one in played.decisions for site in one.sites}
+    assert {number for _, number in asked} == {1, 2, 3}
+    assert heard.loss_asked == asked
+    assert {pair for pair in asked if pair[1] > 1} <= heard.soft_asked <= asked
 
 
 def test_a_play_can_be_repeated_and_cut_at_the_target(world):
@@ -74,7 +102,7 @@ def test_a_play_can_be_repeated_and_cut_at_the_target(world):
     assert whole.losses == again.losses
     assert cut.losses == whole.losses[:3]
     assert cut.stop.rule == "target"
-    assert cut.test_accuracy is None
+    assert cut.test_accuracies == ()
 
 
 def test_every_arm_decides_through_one_protocol(world):
@@ -178,7 +206,7 @@ def test_prices_divide_a_round_of_the_plan():
 
 
 def test_returns_follow_the_priced_cost_to_the_target():
-    played = Played((0.8, 0.6, 0.4, 0.4), (0.5, 0.9, 0.9), (10, 10, 10), (0, 0, 0), (), 0.9, 30)
+    played = Played((0.8, 0.6, 0.4, 0.4), (0.5, 0.9, 0.9), (10, 10, 10), (0, 0, 0), (), (), 30)
     prices = Prices(0.1, 0.0, 0.0)
     reached = played.to_target(prices, 0.9, 60.0)
     assert (reached.cost, reached.server_round) == (pytest.approx(3.0), 3)
@@ -236,7 +264,10 @@ def test_drawn_federations_are_equal_for_equal_numbers_and_never_of_a_comparison
 def test_a_recording_comes_back_and_is_checked(tmp_path, world):
     held = Recording(
         {1: {"a": 0.5}, 3: {"a": 0.25}},
-        {1: {"a": np.array([[0.25, 0.75]])}, 3: {"a": np.array([[0.5, 0.5]])}},
+        {
+            1: {"a": np.array([[0.25, 0.75]]), "c": np.array([[1.0, 0.0]])},  # c has no row to validate on
+            3: {"a": np.array([[0.5, 0.5]]), "c": np.array([[0.5, 0.5]])},
+        },
         {"model": "tiny"},
     )
     held.write(tmp_path / "one.npz")
@@ -245,7 +276,9 @@ def test_a_recording_comes_back_and_is_checked(tmp_path, world):
     assert back.loss("b", 1) is None
     np.testing.assert_array_equal(back.soft("a", 2), [[0.25, 0.75]])
     assert (back.kind, back.about) == ("recorded", {"model": "tiny"})
-    check_recording(back, {"a": 1}, 2)
+    np.testing.assert_array_equal(back.soft("c", 1), [[1.0, 0.0]])
+    assert back.loss("c", 1) is None
+    check_recording(back, {"a": 1, "c": 1}, 2)
     with pytest.raises(LanguageError, match="made for other rows"):
         check_recording(back, {"a": 2}, 2)
     (tmp_path / "bad.npz").write_bytes(b"no")
