@@ -31,7 +31,8 @@ def test_ratios_come_first_and_are_of_processor_seconds():
     cost = {"seconds": 9.0, "up": 1000}
     found = {
         "ours": {**cost, "processor": 2.0, "memory": 3e8},
+        "ours, micro-batch 4": {**cost, "processor": 2.5, "memory": 2e8},
         "plain, full model": {**cost, "processor": 8.0, "memory": 6e8},
     }
     printed = table_lines(0.5, 4, found, {"down": 1000, "down_first": 9000})
-    assert printed[1] == "| 0.5 | 4 | plain, full model | 4.0x | 50 % | 8.0 | 9.0 | 600 | 1 | 1 |"
+    assert printed[2] == "| 0.5 | 4 | plain, full model | 4.0x, 3.2x | 50 %, 33 % | 8.0 | 9.0 | 600 | 1 | 1 |"
