@@ -194,7 +194,7 @@ def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkey
                 return original(config, settings, offer, rows)
             with monkeypatch.context() as patch:
                 if reason == "no room":
-                    patch.setattr("llm_qfl.language.room.available_memory", lambda: 10**6)
+                    patch.setattr("llm_qfl.language.room.available_memory", lambda _: 10**6)
                 elif reason == "other versions":
                     patch.setattr(admission, "version", lambda name: "0.0.1")
                 else:

@@ -341,7 +341,7 @@ def test_a_damaged_file_of_the_site_is_named(make_server, make_client, make_rows
 
 def test_rounds_with_realignment_reach_the_full_model(make_server, make_rows, tmp_path) -> None:
     """The whole algorithm, four rounds of two sites: the task is learned on the compressed model, and AdapFu has it."""
-    server = make_server(steps=10, learning_rate=1e-2, align_rate=1e-2, kl_weight=0.5, align_every=1)
+    server = make_server(steps=10, learning_rate=1e-2, align_rate=1e-2, realign_rate=1e-2, kl_weight=0.5)
     public = make_rows(1, 24)
     server.align(public, 0, steps=30)
     exported = server.export(tmp_path)

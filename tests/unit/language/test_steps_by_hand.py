@@ -72,7 +72,9 @@ def relative_error(student: torch.Tensor, teacher: torch.Tensor, lengths: np.nda
 
 
 def test_alignment_is_adamw_with_clipped_gradients_and_a_cosine(make_server, make_rows, shake) -> None:
-    server, hand = (make_server(align_rate=1e-2, clip=0.05, align_batch=3, weight_decay=0.1) for _ in range(2))
+    server, hand = (
+        make_server(align_rate=5.0, realign_rate=1e-2, clip=0.05, align_batch=3, weight_decay=0.1) for _ in range(2)
+    )
     for each in (server, hand):
         shake(each.emulator, 2)
     start = server.emulator.arrays()
