@@ -76,9 +76,13 @@ class Cell:
 CELLS = {cell.name: cell for cell in (Cell(data, alpha) for data in DATA for alpha in (0.5, 0.1))}
 
 
+MESSAGE = 1500
+"""Bytes of a task or a reply beside theta: names, plan, report, digests."""
+
+
 def unit(world: World) -> tuple[int, int]:
     """Circuits and bytes of a round of the configured plan: what price lists are relative to."""
     from llm_qfl.federation.config_agent import AgentConfig
 
     setting = world.base(AgentConfig(mode="llm-qfl-all")).setting
-    return setting.round_circuits, setting.round_bytes
+    return setting.round_circuits, setting.round_bytes + 2 * len(world.partitions) * MESSAGE

@@ -24,7 +24,6 @@ from llm_qfl.quantum.training import round_budget
 from server_app.language import LanguageSession
 
 BYTES = 8  # of a number of theta on the wire
-MESSAGE = 1500  # bytes of a task or a reply beside theta: names, plan, report, digests
 
 
 def make_decider(
@@ -51,7 +50,7 @@ def make_decider(
         limit=agent.budget,
         prices=Prices.of(agent),
         round_circuits=budget * sum(_batch(config, census.rows["train"]) for census in censuses.values()),
-        round_bytes=2 * len(censuses) * (BYTES * model.num_parameters + MESSAGE),
+        round_bytes=2 * len(censuses) * BYTES * model.num_parameters,  # theta alone, as in what the policy learned from
         noise=noise_level(backends),
         lag=int(config.data.validation == "federated"),
     )
