@@ -298,10 +298,11 @@ class LanguageSession:
             self._align(self.public_rows(view), 0)
         self.scores = LanguageScores(self.server, view, self._texts, held)
 
-    def public_rows(self, view: TaskView) -> TokenRows:
-        """The public texts in the form of the task's rows."""
+    def public_rows(self, view: TaskView, *, answered: bool = False) -> TokenRows:
+        """The public texts to align on, or (`answered`) to calibrate on."""
         instructions = self.config.data.answer_column != "none"
-        return view.public(self._texts, seed=self._seed, instructions=instructions)
+        make = view.calibration_rows if answered else view.public
+        return make(self._texts, seed=self._seed, instructions=instructions)
 
     def features(self, texts: Sequence[str]) -> Array:
         """Numbers of the server's own texts, as sites make them of theirs."""

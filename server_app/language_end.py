@@ -64,7 +64,7 @@ def _calibrate(session: LanguageSession) -> bool:
     if not (config.calibrate_steps and config.federated and config.compresses) or view is None:
         return False
     started = time.monotonic()
-    rows = session.public_rows(view)
+    rows = session.public_rows(view, answered=True)
     session.server.calibrate(rows, session.config.server.rounds, view.first_tokens)
     session.timing.calibrate = time.monotonic() - started
     return True

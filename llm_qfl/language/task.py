@@ -190,20 +190,25 @@ class TaskView:
         return HeldOut(labels, LabelScorer(self.prompts(texts), cache_of=cache_of), None, None, cache_of)
 
     def public(self, texts: Sequence[str], *, seed: int, instructions: bool = False) -> TokenRows:
-        """Public texts to align on, in the form of the task's rows; classes in them are drawn, no label is known.
+        """Public texts to align on: in the task's question, or as the answer to a request where texts are written.
 
         Args:
             texts: public texts.
-            seed: of the classes.
+            seed: of the classes that are requested, which are drawn: no label is known.
             instructions: are the task's rows pairs of prompt and answer? Public texts are none: they stay as they are.
         """
         if instructions:
             return plain_rows(texts, self.tokenizer, limit=self.config.max_tokens)
+        if self.words is not None:
+            return self.prompts(texts).alone()
         drawn = stream(seed, SERVER, 0, "public-classes").integers(len(self.plan.words), size=len(texts))
-        labels = drawn.astype(np.intp)
+        return self._written(texts, drawn.astype(np.intp), None)
+
+    def calibration_rows(self, texts: Sequence[str], *, seed: int, instructions: bool = False) -> TokenRows:
+        """The same with any answer, for `ServerLanguage.calibrate`."""
         if self.words is None:
-            return self._written(texts, labels, None)
-        return self.prompts(texts).answered(labels, None)
+            return self.public(texts, seed=seed, instructions=instructions)
+        return self.prompts(texts).with_word(0)
 
     def _written(self, texts: Sequence[str], labels: Labels, answers: Sequence[str] | None) -> TokenRows:
         template, auto = self.config.prompt, self.config.prompt == "auto"

@@ -37,23 +37,21 @@ def test_training_rows_end_in_their_label_and_weigh_as_scikit_learn_says(view_of
     np.testing.assert_allclose(view_of(balance=False).training(TEXTS, LABELS).weight, 1.0)
 
 
-def test_public_rows_have_the_form_of_the_task_with_classes_that_are_drawn(view_of) -> None:
+def test_public_rows_are_questions_or_requests_with_classes_that_are_drawn(view_of) -> None:
     """Else the emulator would never be aligned on a request or an end token."""
-    texts = TEXTS * 8
-    rows = view_of().public(texts, seed=0)
-    forms = [[tokens(f"Q: {text}\nA: {word}") for word in ("no", "yes")] for text in texts]
-    drawn = [form.index(row.tolist()) for form, row in zip(forms, rows.ids, strict=True)]
+    rows = view_of().public(TEXTS, seed=0)
+    assert [row.tolist() for row in rows.ids] == [tokens(f"Q: {text}\nA: ") for text in TEXTS]
+    answered = view_of().calibration_rows(TEXTS, seed=0)
+    assert [row.tolist() for row in answered.ids] == [tokens(f"Q: {text}\nA: no") for text in TEXTS]
+    texts, end, view = TEXTS * 8, [BYTES.eos_token_id], view_of(task="generation", prompt="{label}:")
+    written = view.public(texts, seed=0)
+    forms = [[tokens(f"{word}:{text}") + end for word in ("no", "yes")] for text in texts]
+    drawn = [form.index(row.tolist()) for form, row in zip(forms, written.ids, strict=True)]
     assert 0.2 < np.mean(drawn) < 0.8
-    assert drawn == [
-        form.index(row.tolist()) for form, row in zip(forms, view_of().public(texts, seed=0).ids, strict=True)
-    ]
-    assert not np.array_equal(rows.digest(), view_of().public(texts, seed=1).digest())
-    np.testing.assert_allclose(rows.weight, 1.0)  # nothing is known of the classes
-    end = [BYTES.eos_token_id]
-    written = view_of(task="generation", prompt="{label}:").public(texts, seed=0)
-    asked = [[tokens(f"{word}:{text}") + end for word in ("no", "yes")] for text in texts]
-    assert all(row.tolist() in form for form, row in zip(asked, written.ids, strict=True))
-    plain = view_of(task="generation", prompt="{label}:").public(TEXTS[:2], seed=0, instructions=True)
+    assert written.digest() == view.public(texts, seed=0).digest() == view.calibration_rows(texts, seed=0).digest()
+    assert written.digest() != view.public(texts, seed=1).digest()
+    np.testing.assert_allclose(written.weight, 1.0)  # nothing is known of the classes
+    plain = view.public(TEXTS[:2], seed=0, instructions=True)
     assert [row.tolist() for row in plain.ids] == [tokens(text) for text in TEXTS[:2]]
 
 
