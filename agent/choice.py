@@ -115,7 +115,7 @@ class Trust:
 
         The rule's own return is not observable in a run that the policy steers; the run's best loss stands in for it.
         """
-        losses = history.losses()
+        losses = history.comparable()
         recent = losses[-self.regress_rounds :]
         if len(losses) <= self.regress_rounds or min(recent) <= min(losses) + self.tolerance:
             return None

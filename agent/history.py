@@ -263,6 +263,21 @@ class History:
             found.append(mean if losses else None)
         return tuple(found)
 
+    def comparable(self) -> tuple[float, ...]:
+        """Of `losses` those that a later one may be held against, oldest first.
+
+        A mean that holds stale losses of sites that sat out is an estimate; a round in which every known site answered
+        says what is. From such a round on the estimates before it count no more.
+        """
+        known = {one.site for record in self.rounds for one in record.sites if one.validation_rows}
+        told = [
+            (loss, known <= {one.site for one in record.sites if one.received_loss is not None})
+            for record, loss in zip(self.rounds, self.validation(), strict=True)
+            if loss is not None
+        ]
+        last = max((number for number, (_, fresh) in enumerate(told) if fresh), default=0)
+        return tuple(loss for number, (loss, fresh) in enumerate(told) if fresh or number >= last)
+
     def losses(self) -> tuple[float, ...]:
         """Of `validation` what is known, oldest first."""
         return tuple(loss for loss in self.validation() if loss is not None)

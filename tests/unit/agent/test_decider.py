@@ -394,6 +394,31 @@ def test_every_rule_is_held_against_the_losses_as_they_were():
     assert idle.fired_by_rule["adaptive"].rounds == 0
 
 
+def test_a_best_loss_that_stale_losses_made_counts_until_all_sites_have_answered():
+    run = decider(scorer=Says(), setting={"lag": 1}, regress_rounds=2, stop_tolerance=0.02)
+
+    def close(number, losses):
+        run.decide(number, SITES[:2])
+        sites = tuple(
+            SiteRecord(one, 100, loss, 0.4, received_loss=loss, validation_rows=10) for one, loss in losses.items()
+        )
+        run.close(RoundRecord(number, sites, tuple(losses), server_loss=sum(losses.values()) / len(losses)))
+
+    both = dict.fromkeys(SITES[:2], 0.6)
+    close(1, both)
+    close(2, {SITES[0]: 0.0})  # .3 in the mean, with a loss of the other that is of round 1
+    close(3, {SITES[1]: 0.9})
+    close(4, {SITES[1]: 0.9})
+    assert run.history.comparable() == pytest.approx((0.6, 0.3, 0.45, 0.45))
+    assert run.decide(5, SITES[:2]).fallback.reason == "regression"
+    close(5, dict.fromkeys(SITES[:2], 0.5))  # the rule asks all: what is, is better than at the start
+    assert run.history.comparable() == pytest.approx((0.6, 0.5))
+    assert run.decide(6, SITES[:2]).by == "policy"
+    close(6, dict.fromkeys(SITES[:2], 0.7))
+    close(7, dict.fromkeys(SITES[:2], 0.7))
+    assert run.decide(8, SITES[:2]).fallback.reason == "regression"  # seen on all rows, it is one
+
+
 def test_sites_that_are_hard_to_fit_are_no_regression():
     run = decider(scorer=Says(), setting={"lag": 1}, regress_rounds=2, stop_tolerance=0.02)
     losses = {"site-0000": 0.2, "site-0001": 0.8}  # each the same from round to round
