@@ -16,7 +16,7 @@ SHRINKAGE = 0.1
 """Share of the identity where rows are many; chosen on training rows of the embedded data sets."""
 ENOUGH = 10
 """Rows for each number of a row from which on `SHRINKAGE` is taken."""
-GRID = 1 / (1 + np.exp(-np.arange(-5, 5.01, 0.25)))  # .0067 to .9933
+GRID = np.concatenate([[SHRINKAGE], 1 / (1 + np.exp(-np.arange(-2, 5.01, 0.25)))])  # few rows never get less; to .9933
 
 
 def choose_shrinkage(within: Array, between: Array, rows: int) -> float:

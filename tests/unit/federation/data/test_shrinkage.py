@@ -67,10 +67,11 @@ def test_few_rows_get_more_shrinkage_and_better_directions(seed):
     assert SHRINKAGE < shrinkage < 1
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(300, True), (299, False)])
-def test_ten_rows_a_number_are_enough(rows, expected):
-    _, within, between = moments(*draw(0, rows, 30))
-    assert (choose_shrinkage(within, between, rows) == SHRINKAGE) is expected
+def test_ten_rows_a_number_are_enough_and_fewer_never_get_less():
+    _, within, between = moments(*draw(0, 60, 30))
+    assert choose_shrinkage(within, between, 60) > SHRINKAGE
+    assert choose_shrinkage(within, between, 300) == SHRINKAGE
+    assert min(GRID) == SHRINKAGE
 
 
 def test_a_class_without_rows_changes_nothing():
