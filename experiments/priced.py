@@ -3,11 +3,13 @@
 What a federation costs until its validation accuracy has held 98% of the tuned fixed plan's for two rounds, at three
 price lists: the fixed plan, the five rules, static settings, random, LinUCB, TPE and the trained policy with its
 ablations. A killed run continues: every finished (cell, seed, arm, prices) is a line of the file that `--keep` names.
+What the README shows is in the repository: `--print-only --keep experiments/kept/priced.jsonl.gz`.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import time
@@ -85,7 +87,6 @@ def run_one(world: World, make: MakeDecider) -> Json:
     fallen = [one for one in counted if one.fallback is not None]
     return {
         "accuracies": [round(value, 6) for value in played.accuracies],
-        "losses": [round(value, 6) for value in played.losses],
         "circuits": list(played.circuits),
         "bytes": list(played.bytes),
         "tests": [round(value, 6) for value in played.test_accuracies],
@@ -113,17 +114,23 @@ def run_missing(
     wanted: Sequence[tuple[str, int, str, str]], keep: Path, places: Places, makers: Makers, teacher: str
 ) -> None:
     """Run what the file does not hold yet, a line each."""
+    if keep.suffix == ".gz":
+        raise FederationError(f"{keep} is only read; unpack it with gunzip and name what comes out in --keep")
     keep.parent.mkdir(parents=True, exist_ok=True)
     mend(keep)
-    have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row["made"] for row in read_rows(keep)}
+    have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row for row in read_rows(keep)}
+    setting = static_one(makers) if set(wanted) - set(have) else ""
     opened: tuple[str, int] | None = None
     world: World | None = None
     with keep.open("a") as file:
         for key in wanted:
             cell, seed, arm, prices = key
-            made = made_with(makers.learned_from(arm), places, CELLS[cell], seed, teacher)
+            made = made_with(makers.learned_from(arm), teacher)
+            recording = places.recording(CELLS[cell], seed) if teacher == "recorded" else None
+            heard = file_digest(recording)[:16] if recording is not None and recording.exists() else None
             if key in have:
-                if have[key] != made:
+                # a recording that is not at hand cannot be compared, and need not be: nothing is played with it
+                if have[key]["made"] != made or (heard is not None and have[key]["recording"] != heard):
                     raise FederationError(
                         f"{keep}: {', '.join(map(str, key))} was made with another policy, experience, recording or "
                         "number of rounds; name another file with --keep, or delete its lines"
@@ -140,16 +147,17 @@ def run_missing(
                 "prices": prices,
                 "teacher": world.teacher.kind,
                 "made": made,
+                "recording": heard,
+                "static_one": setting,
             }
             file.write(json.dumps({**about, "unit": list(unit(world)), **found}) + "\n")
             file.flush()
             print(f"{cell}, seed {seed}, {arm}, {prices}: {found['cpu_seconds']} s", flush=True)
 
 
-def made_with(learned: Sequence[Path], places: Places, cell: Cell, seed: int, teacher: str) -> str:
-    """Digest of what a line depends on besides its key: files that its arm learned from, the recording, the rounds."""
-    files = [*learned, *([places.recording(cell, seed)] if teacher == "recorded" else [])]
-    return digest_of(repr((teacher, ROUNDS, [file_digest(path) for path in files])))[:16]
+def made_with(learned: Sequence[str], teacher: str) -> str:
+    """Digest of what a line depends on besides its key and its recording: what its arm learned from, the rounds."""
+    return digest_of(repr((teacher, ROUNDS, list(learned))))[:16]
 
 
 def mend(keep: Path) -> None:
@@ -161,14 +169,15 @@ def mend(keep: Path) -> None:
 
 
 def read_rows(keep: Path) -> list[Mapping[str, Any]]:
-    """Kept lines; of a last one that is not whole (yet) nothing.
+    """Kept lines, packed or not; of a last one that is not whole (yet) nothing.
 
     Raises:
         FederationError: a damaged line before the last.
     """
     if not keep.exists():
         return []
-    whole, _, _ = keep.read_text().rpartition("\n")
+    text = gzip.decompress(keep.read_bytes()).decode() if keep.suffix == ".gz" else keep.read_text()
+    whole, _, _ = text.rpartition("\n")
     try:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
@@ -184,6 +193,18 @@ def static_one(makers: Makers) -> str:
     if name not in STATIC:
         raise FederationError(f"priced: the best setting of the experience, {name!r}, is none of {', '.join(STATIC)}")
     return name
+
+
+def setting_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The arm that `static-one` is, as the lines say.
+
+    Raises:
+        FederationError: there are no lines, or they do not agree.
+    """
+    names = sorted({row["static_one"] for row in rows})
+    if len(names) != 1:
+        raise FederationError(f"priced: expected lines with one static-one, got {names or 'no lines'}")
+    return names[0]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -216,7 +237,7 @@ def main() -> None:
             places = Places(asked.data.resolve(), asked.work.resolve())
             run_missing(list(jobs(asked.cells, asked.seeds, asked.arms)), asked.keep, places, makers, asked.teacher)
         rows = [row for row in read_rows(asked.keep) if row["cell"] in asked.cells]
-        print("\n".join(table_lines(rows, static_one(makers))))
+        print("\n".join(table_lines(rows, setting_of(rows))))
     except LlmQflError as error:
         line.exit(2, f"priced: {error}\n")
 

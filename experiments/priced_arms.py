@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +16,7 @@ import numpy as np
 from agent.prices import Prices
 from agent.rules import RULES
 from llm_qfl.federation.errors import FederationError
+from llm_qfl.language.files import file_digest
 from simulation.policy_arms import (
     TPE,
     TRUSTED,
@@ -111,10 +114,19 @@ class Makers:
             return scored(shuffled, prices, first=first, ranges=self.file.ranges)
         raise FederationError(f"priced: no arm {arm!r}; expected one of {', '.join((*FREE, *PRICED))}")
 
-    def learned_from(self, arm: str) -> list[Path]:
-        """Files that an arm's decisions depend on."""
-        policy = [self.policy] if self.policy is not None and arm.startswith("policy") else []
-        return policy + ([self.experience] if arm in ("linucb", "policy, shuffled state") else [])
+    def learned_from(self, arm: str) -> list[str]:
+        """Digests of what an arm's decisions depend on."""
+        policy = [file_digest(self.policy)] if self.policy is not None and arm.startswith("policy") else []
+        return policy + ([self.experience_digest] if arm in ("linucb", "policy, shuffled state") else [])
+
+    @cached_property
+    def experience_digest(self) -> str:
+        """Of the experience, wherever its tables lie."""
+        total = hashlib.sha256()
+        for line in self.lines:
+            case = {**line["case"], "source": Path(str(line["case"]["source"])).name}
+            total.update(json.dumps({**line, "case": case}, sort_keys=True).encode())
+        return total.hexdigest()
 
     @cached_property
     def lines(self) -> Sequence[Json]:

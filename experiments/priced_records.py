@@ -25,6 +25,8 @@ from simulation.policy_world import Case
 
 TEXTS = "tweets-text.csv"
 PICK_SEED = 7
+AS_TEXT: dict[str, Scalar] = {"data.encoding": "language", "language.dtype": "float32"}
+"""What a run says whose rows are texts: every site must get the same numbers for one."""
 
 
 def write_tweets(places: Places, model: str) -> None:
@@ -49,7 +51,7 @@ def write_tweets(places: Places, model: str) -> None:
     texts = [table.texts[i] for i in chosen]
     write_csv(texts_path, ["text", "label"], [list(pair) for pair in zip(texts, names, strict=True)])
     config = RunConfig.from_run_config(
-        {"data.source": f"csv:{texts_path}", "data.encoding": "language", "language.model": model, "agent.mode": "qfl"}
+        {**AS_TEXT, "data.source": f"csv:{texts_path}", "language.model": model, "agent.mode": "qfl"}
     )
     language = open_language(config, "priced", print)
     if language is None:
@@ -66,8 +68,7 @@ def recorded_case(cell: Cell, seed: int, places: Places) -> Case:
     case = cell.case(seed, places.data, places.work)
     if not cell.data.startswith("tweets"):
         return case
-    more: tuple[tuple[str, Scalar], ...] = (("data.encoding", "language"),)
-    return replace(case, source=f"csv:{places.work / TEXTS}", more=(*case.more, *more))
+    return replace(case, source=f"csv:{places.work / TEXTS}", more=(*case.more, *AS_TEXT.items()))
 
 
 def main() -> None:

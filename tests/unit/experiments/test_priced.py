@@ -1,16 +1,18 @@
 """The priced table by hand, and that a killed run of it continues."""
 
+import gzip
 import json
 import math
 
 import numpy as np
 import pytest
 
-from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing
+from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing, setting_of
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, PRICES, Cell, unit
 from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
+from llm_qfl.language.files import file_digest
 from simulation.policy_arms import static
 from simulation.policy_states import prices_of
 from simulation.policy_world import Case
@@ -29,6 +31,8 @@ def line(arm, seed, accuracies, circuits, prices="any", **more):
         "bytes": [10] * len(circuits),
         "tests": [value - 0.01 for value in accuracies],
         "made": "here",
+        "recording": None,
+        "static_one": "m1 k2",
         **more,
     }
 
@@ -143,21 +147,61 @@ def test_a_round_of_the_configured_plan_costs_what_the_unit_says(tmp_path):
         assert played.costs(prices)[-1] == pytest.approx(1.0, rel=0.02)
 
 
+KEY = ("breast-cancer 0.5", 42, "policy", "mixed")
+
+
 def test_lines_of_another_policy_are_refused(tmp_path):
     policy, places = tmp_path / "policy.json", Places(tmp_path, tmp_path)
     policy.write_text("one")
     makers = Makers(policy, tmp_path / "worlds.jsonl", tmp_path)
-    assert makers.learned_from("policy") == [policy]
+    assert makers.learned_from("policy") == [file_digest(policy)]
     assert makers.learned_from("m1 k2") == []
-    made = made_with(makers.learned_from("policy"), places, CELLS["breast-cancer 0.5"], 42, "none")
+    made = made_with(makers.learned_from("policy"), "none")
     keep = tmp_path / "priced.jsonl"
-    about = {"cell": "breast-cancer 0.5", "seed": 42, "arm": "policy", "prices": "mixed"}
-    keep.write_text(json.dumps({**about, "made": made}) + "\n")
-    wanted = [("breast-cancer 0.5", 42, "policy", "mixed")]
-    run_missing(wanted, keep, places, makers, "none")  # nothing is missing
+    about = dict(zip(("cell", "seed", "arm", "prices"), KEY, strict=True))
+    keep.write_text(json.dumps({**about, "made": made, "recording": None}) + "\n")
+    run_missing([KEY], keep, places, makers, "none")  # nothing is missing
     policy.write_text("two")
     with pytest.raises(FederationError, match="made with another policy"):
-        run_missing(wanted, keep, places, makers, "none")
+        run_missing([KEY], keep, places, makers, "none")
+
+
+def test_lines_of_another_recording_are_refused_and_those_whose_recording_is_elsewhere_stay(tmp_path):
+    policy, places = tmp_path / "policy.json", Places(tmp_path, tmp_path)
+    policy.write_text("one")
+    makers = Makers(policy, tmp_path / "worlds.jsonl", tmp_path)
+    keep = tmp_path / "priced.jsonl"
+    about = dict(zip(("cell", "seed", "arm", "prices"), KEY, strict=True))
+    made = made_with(makers.learned_from("policy"), "recorded")
+    keep.write_text(json.dumps({**about, "made": made, "recording": "0" * 16}) + "\n")
+    run_missing([KEY], keep, places, makers, "recorded")  # as in a fresh clone: nothing is played, nothing compared
+    recording = places.recording(CELLS[KEY[0]], KEY[1])
+    recording.parent.mkdir()
+    recording.write_bytes(b"another")
+    with pytest.raises(FederationError, match="recording"):
+        run_missing([KEY], keep, places, makers, "recorded")
+
+
+def test_experience_is_known_by_what_it_says_not_by_where_its_tables_lie(tmp_path):
+    lines = []
+    for folder, accuracy in (("a", 0.5), ("b", 0.5), ("c", 0.6)):
+        path = tmp_path / f"{folder}.jsonl"
+        case = {"source": f"csv:/{folder}/tables/clusters-0.csv", "seed": 0}
+        path.write_text(json.dumps({"case": case, "plays": [{"accuracies": [accuracy]}]}) + "\n")
+        lines.append(Makers(None, path, tmp_path).learned_from("linucb"))
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_packed_lines_are_read_and_never_written(tmp_path):
+    keep = tmp_path / "priced.jsonl.gz"
+    keep.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
+    rows = read_rows(keep)
+    assert rows == ROWS
+    assert setting_of(rows) == "m1 k2"
+    with pytest.raises(FederationError, match="only read"):
+        run_missing([], keep, Places(tmp_path, tmp_path), Makers(None, tmp_path, tmp_path), "none")
+    with pytest.raises(FederationError, match="one static-one"):
+        setting_of([*rows, {**rows[0], "static_one": "m2 k2"}])
 
 
 def test_every_cell_of_the_issue_is_there():
