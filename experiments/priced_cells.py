@@ -40,8 +40,8 @@ DATA = {
     "breast-cancer": Data("breast-cancer", 569, (("data.reduction", "pca"),)),
     "digits": Data("digits", 357, (("data.classes", "3,8"), ("data.reduction", "pca"))),
     "dna": Data(
-        "csv:{data}/human_or_worm_train.csv.gz",
-        7500,
+        "csv:{work}/dna.csv",
+        3000,
         (("training.batch-size", 50), ("data.test", "file:{data}/human_or_worm_test.csv.gz")),
     ),
     "tweets-pca": Data("csv:{work}/tweets.csv", 3000, (("data.reduction", "pca"), ("training.batch-size", 50))),

@@ -1,13 +1,15 @@
 """What the priced comparison needs once: `python -m experiments.priced_records [--cells ...] [--seeds N]`.
 
-Tweets as numbers (mean hidden states, as `data.encoding = language` makes them in a run) in `tweets.csv`, and for every
-cell and seed a recording of the sites' language models (L_i, soft labels). What is there already is not made again, so
-a killed run of it continues. All of it comes from private rows: keep the folder so.
+3,000 rows of DNA in `dna.csv`, 3,000 tweets as numbers (mean hidden states, as `data.encoding = language` makes them
+in a run) in `tweets.csv`, for every cell and seed a recording of the sites' language models (L_i, soft labels). What is
+there already is not made again, so a killed run of it continues. It comes from private rows: keep the folder so.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,22 @@ AS_TEXT: dict[str, Scalar] = {"data.encoding": "language", "language.dtype": "fl
 """What a run says whose rows are texts: every site must get the same numbers for one."""
 
 
+def write_dna(places: Places) -> None:
+    """`dna.csv`: rows of the training file, drawn once."""
+    path = places.work / "dna.csv"
+    if path.exists():
+        return
+    places.work.mkdir(parents=True, exist_ok=True)
+    with gzip.open(places.data / "human_or_worm_train.csv.gz", "rt", newline="") as file:
+        header, *rows = csv.reader(file)
+    write_csv(path, header, [rows[i] for i in _chosen(len(rows), DATA["dna"].rows)])
+
+
+def _chosen(rows: int, wanted: int) -> list[int]:
+    random = np.random.default_rng(PICK_SEED)
+    return sorted(int(i) for i in random.permutation(rows)[:wanted])
+
+
 def write_tweets(places: Places, model: str) -> None:
     """`tweets-text.csv` (rows as texts) and `tweets.csv` (the same rows as numbers), in one order.
 
@@ -45,8 +63,7 @@ def write_tweets(places: Places, model: str) -> None:
     table = load_table(f"csv:{places.data / 'tweet_sentiment_train.csv.gz'}")
     if table.texts is None:
         raise ValueError("priced: the tweets' file has no texts")
-    random = np.random.default_rng(PICK_SEED)
-    chosen = np.sort(random.permutation(len(table.labels))[: DATA["tweets-pca"].rows])
+    chosen = _chosen(len(table.labels), DATA["tweets-pca"].rows)
     names = [table.class_names[table.labels[i]] for i in chosen]
     texts = [table.texts[i] for i in chosen]
     write_csv(texts_path, ["text", "label"], [list(pair) for pair in zip(texts, names, strict=True)])
@@ -88,6 +105,8 @@ def main() -> None:
     places = Places(asked.data.resolve(), asked.work.resolve())
     if any(CELLS[name].data.startswith("tweets") for name in asked.cells):
         write_tweets(places, asked.model)
+    if any(CELLS[name].data == "dna" for name in asked.cells):
+        write_dna(places)
     language: dict[str, Scalar] = {"language.model": asked.model, "language.steps": asked.steps}
     for seed in range(FIRST_SEED, FIRST_SEED + asked.seeds):
         for name in asked.cells:

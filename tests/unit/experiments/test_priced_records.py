@@ -7,7 +7,7 @@ import pytest
 
 from experiments.priced import Places
 from experiments.priced_cells import CELLS
-from experiments.priced_records import TEXTS, recorded_case, write_tweets
+from experiments.priced_records import TEXTS, recorded_case, write_dna, write_tweets
 from llm_qfl.federation.config import RunConfig
 
 
@@ -17,6 +17,19 @@ def test_a_recorded_federation_is_a_valid_run(name, tmp_path):
     config = RunConfig.from_run_config({**case.flat(), "language.model": "tiny"})
     assert (config.data.encoding == "language") == name.startswith("tweets")
     assert config.server.seed == 42
+
+
+def test_dna_rows_are_drawn_once_and_stay_in_their_order(tmp_path):
+    rows = [("ACGT"[i % 4] * 5 + str(i), str(i % 2)) for i in range(3100)]
+    with gzip.open(tmp_path / "human_or_worm_train.csv.gz", "wt", newline="") as file:
+        csv.writer(file).writerows([("sequence", "label"), *rows])
+    places = Places(tmp_path, tmp_path / "work")
+    write_dna(places)
+    with (places.work / "dna.csv").open() as file:
+        header, *found = csv.reader(file)
+    at = [rows.index((sequence, label)) for sequence, label in found]
+    assert header == ["sequence", "label"]
+    assert (len(at), at) == (3000, sorted(set(at)))
 
 
 def test_tweets_as_texts_and_as_numbers_are_the_same_rows_in_one_order(tmp_path, monkeypatch):
