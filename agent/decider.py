@@ -22,6 +22,7 @@ from agent.choice import Deadline, Fallback, Probabilities, Scorer, Trust, ask, 
 from agent.decisions import Decision, Json, Proposal
 from agent.history import History, RoundRecord, Teachers, record_of
 from agent.memory import Memory
+from agent.online import Online
 from agent.rewards import DEFAULT as REWARD
 from agent.rewards import step_reward
 from agent.rules import RULES, FiredShare, Regulated, Regulation, regulate_sites, replayed, share_fired
@@ -80,6 +81,7 @@ class Decider:
         self._selector = Selector.of(agent, means.seed)
         self._deadline = Deadline(agent.decision_timeout)
         self._trust = Trust(agent.max_entropy, agent.min_probability, agent.regress_rounds, agent.stop_tolerance)
+        self._online = Online(agent.online_rate)
         self._budgets: dict[str, int] = {}  # what every site was given last
         self._next: dict[str, int] = {}  # what the rule makes of that
         self._regulated: dict[str, Regulated] = {}
@@ -89,7 +91,8 @@ class Decider:
     @property
     def memory(self) -> Memory:
         """What the next decision depends on, for a checkpoint."""
-        return Memory(self.history, dict(self._budgets), dict(self._next), self.teachers, tuple(self._fired))
+        fired = tuple(self._fired)
+        return Memory(self.history, dict(self._budgets), dict(self._next), self.teachers, fired, self._online)
 
     def remember(self, memory: Memory, lines: Sequence[Json] = ()) -> None:
         """Go on from a checkpoint; the next round decides as if the run had never stopped.
@@ -100,7 +103,7 @@ class Decider:
         """
         self.history, self.teachers, self.past = memory.history, memory.teachers, tuple(lines)
         self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
-        self._fired = list(memory.fired)
+        self._fired, self._online = list(memory.fired), memory.online
         self._regulated = dict(self._fired[-1]) if self._fired else {}
 
     def replay(self, server_round: int, timed_out: str) -> None:
@@ -183,7 +186,9 @@ class Decider:
             line["round"] == earned.server_round and line["shield_edits"] for line in self.past
         )
         cost = self.setting.prices.of_round(earned) / self.setting.full_cost if self.setting.full_cost else 0.0
-        return step_reward(after - before, first, cost, REWARD, violated=violated)
+        reward = step_reward(after - before, first, cost, REWARD, violated=violated)
+        self._online = self._online.earned(earned.server_round, reward)
+        return reward
 
     @property
     def reward_round(self) -> int | None:
@@ -277,10 +282,14 @@ class Decider:
         found = ask(before, state.text(), masked.allowed, deadline)
         if isinstance(found, Fallback):
             return found, {}
+        found = self._online.tilted(found)
         if (unsure := self._trust.doubts(found, masked.allowed)) is not None:
             return unsure, found
         draw = stream(self.means.seed, SERVER, server_round, "policy") if self.agent.choice == "sample" else None
-        return pick(found, draw), found
+        action = pick(found, draw)
+        if isinstance(action, Action):
+            self._online = self._online.chose(server_round, action, found)
+        return action, found
 
     def _unasked(self, server_round: int, state: State, masked: guard.Masked) -> Fallback | Scorer:
         """Why the policy is not even asked, or the policy."""

@@ -55,7 +55,7 @@ class Decision:
         state: what the policy saw, or None where none was asked.
         rule: what the ratio rule would have done, or did.
         action: the policy's choice before the shield, or None.
-        probabilities: pi(.|s), field by field.
+        probabilities: pi(.|s), field by field; with `agent.online-rate` as the bandit tilted them.
         masked: option -> why it was not allowed.
         edits: what the shield changed.
         forced: sites that the fairness window brought in.

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agent.history import History, RoundRecord, SiteRecord, Teachers
+from agent.online import Online
 from agent.rules import Regulated
 from llm_qfl.federation.errors import FederationError
 
@@ -26,6 +27,7 @@ class Memory:
         proposed: what the rule makes of them.
         teachers: the language model's losses as they stand.
         fired: what the rule did at each site that answered, round by round.
+        online: what the run's rewards taught the bandit on top of the policy.
     """
 
     history: History = field(default_factory=History)
@@ -33,6 +35,7 @@ class Memory:
     proposed: Mapping[str, int] = field(default_factory=dict)
     teachers: Teachers = field(default_factory=Teachers)
     fired: tuple[Mapping[str, Regulated], ...] = ()
+    online: Online = field(default_factory=Online)
 
     def to_json(self) -> Json:
         """Plain values; floats come back exactly."""
@@ -42,6 +45,7 @@ class Memory:
             "proposed": dict(self.proposed),
             "teachers": {"sites": dict(self.teachers.sites), "server": self.teachers.server},
             "fired": [{site: asdict(one) for site, one in done.items()} for done in self.fired],
+            "online": self.online.to_json(),
         }
 
     @classmethod
@@ -56,12 +60,13 @@ class Memory:
             budgets, proposed = _budgets(data["budgets"]), _budgets(data["proposed"])
             teachers = _teachers(data["teachers"])
             fired = tuple({str(site): Regulated(**one) for site, one in done.items()} for done in data["fired"])
+            online = Online.from_json(data["online"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FederationError(
                 f"checkpoint: the memory of decisions cannot be read ({type(error).__name__}: {error}); "
                 "start the run anew"
             ) from error
-        return cls(History(rounds), budgets, proposed, teachers, fired)
+        return cls(History(rounds), budgets, proposed, teachers, fired, online)
 
 
 def _record(data: Mapping[str, Any]) -> RoundRecord:

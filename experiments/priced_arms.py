@@ -45,7 +45,7 @@ RULE = {
     **{f"rule {name}, selected": (name, True) for name in RULES},
 }
 LEARNERS = ("random", "linucb", "tpe")
-POLICY = ("policy", "policy, shuffled state", "policy, random model", "policy, no shield")
+POLICY = ("policy", "policy, shuffled state", "policy, random model", "policy, no shield", "policy, online bandit")
 FREE = (*STATIC, *RULE)
 """Arms to which prices make no difference: played once for all price lists."""
 PRICED = (*LEARNERS, *POLICY)
@@ -60,6 +60,7 @@ NO_SHIELD: Mapping[str, Any] = {
     "min_clients": 1,
     "fairness_window": 0,
 }
+ONLINE_RATE = 0.3
 WARM = 20  # federations from which LinUCB comes to the comparison
 
 
@@ -106,6 +107,9 @@ class Makers:
             return scored(self.guessing, prices, first=first, agent=TRUSTED)
         if arm == "policy":
             return scored(self.remembered, prices, first=first, ranges=self.file.ranges)
+        if arm == "policy, online bandit":
+            agent = {"online_rate": ONLINE_RATE}
+            return scored(self.remembered, prices, first=first, ranges=self.file.ranges, agent=agent)
         if arm == "policy, no shield":
             return scored(self.remembered, prices, first=first, agent=NO_SHIELD)
         if arm == "policy, shuffled state":

@@ -90,6 +90,9 @@ class AgentConfig(Section):
     """What a byte costs, up or down."""
     choice: Literal["best", "sample"] = "best"
     """The policy takes its most probable options, or draws (seeded)."""
+    online_rate: NonNegative = 0.0
+    """Rate of a bandit on top of the policy, which learns from this run's own rewards while the language model stays
+    frozen; 0 leaves the policy as it was trained."""
     decision_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Seconds that a decision may take before the rule decides; loading the model does not count."""
     max_entropy: Annotated[float, Field(gt=0, le=1)] = 0.9

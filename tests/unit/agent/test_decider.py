@@ -317,20 +317,22 @@ def test_a_line_says_all_of_it():
     assert line["state_hash"] == plan.state.digest()
 
 
-@pytest.mark.parametrize("mode", ["llm-qfl-selected", "policy"])
-def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode):
+@pytest.mark.parametrize(("mode", "rate"), [("llm-qfl-selected", 0.0), ("policy", 0.0), ("policy", 0.8)])
+def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode, rate):
     def scorer():
-        return Says(budget=Budget.MORE, clients=Clients.THREE, select=Select.OORT)
+        return Says(0.9 if rate == 0 else 0.3, budget=Budget.MORE, clients=Clients.THREE, select=Select.OORT)
 
     def go_on(run, first, last):
         plans = []
         for number in range(first, last):
             plan = run.decide(number, SITES)
             run.close(answer(plan, [loss + 0.01 * number for loss in LOSSES], server=0.6 - 0.02 * number))
-            plans.append((plan.by, plan.sites, plan.budgets))
+            tilted = {name: value.tolist() for name, value in plan.probabilities.items()}
+            plans.append((plan.by, plan.sites, plan.budgets, tilted))
         return plans
 
-    options = {"select": "oort", "fairness_window": 4, "fraction": 0.5}
+    options = {"select": "oort", "fairness_window": 4, "fraction": 0.5, "online_rate": rate}
+    options |= {"max_entropy": 1.0, "min_probability": 0.0}
     undisturbed = decider(mode, scorer(), **options)
     whole = go_on(undisturbed, 1, 9)
     killed = decider(mode, scorer(), **options)
@@ -340,6 +342,8 @@ def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode):
     again = decider(mode, scorer(), **options)
     again.remember(Memory.from_json(json.loads(written)), lines)
     assert before + go_on(again, 5, 9) == whole
+    said = [tilted["budget"] for _, _, _, tilted in whole if tilted]
+    assert (len({tuple(one) for one in said}) > 1) == (rate > 0)  # the bandit did something, and only where it may
     assert again.fired == undisturbed.fired
     assert again.decisions[0].regulated == undisturbed.decisions[4].regulated
     first, second = (
