@@ -124,6 +124,19 @@ class Finished:
     resumed_after: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Closed:
+    """A run whose last round is closed and whose model has not been scored on test rows."""
+
+    opened: Opened
+    strategy: QNNStrategy
+    state: GlobalState
+    rounds: tuple[RoundSummary, ...]
+    before: Progress
+    scope: Scope
+    started: float
+
+
 def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | None = None) -> Finished:
     """The whole run over a Flower grid.
 
@@ -136,6 +149,37 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
     Raises:
         ConfigError, DataError, CircuitError, LanguageError, FederationError: before the first round, with what to do.
     """
+    closed = run_rounds(grid, config, book, resumed)
+    opened, strategy, rounds = closed.opened, closed.strategy, closed.rounds
+    validation, test, spent = _final_scores(opened, strategy, closed.state, closed.scope)
+    if opened.language is not None:
+        finish_language(opened.language, strategy.evaluations)
+    up, down = strategy.evaluation_bytes
+    past = () if resumed is None else resumed.lines
+    return Finished(
+        opened=opened,
+        state=closed.state,
+        rounds=rounds,
+        validation=validation,
+        test=test,
+        bytes_up=opened.roll.bytes_up + sum(r.bytes_up for r in rounds) + sum(r["bytes_up"] for r in past) + up,
+        bytes_down=opened.roll.bytes_down
+        + sum(r.bytes_down for r in rounds)
+        + sum(r["bytes_down"] for r in past)
+        + down,
+        left_out=strategy.evaluation_failures,
+        scoring=strategy.evaluations,
+        seconds=closed.before.seconds + time.monotonic() - closed.started,
+        server_spent=closed.before.server_spent + spent + strategy.scoring,
+        stop=strategy.stop,
+        past=past,
+        joined=strategy.joined,
+        resumed_after=() if resumed is None else resumed.after,
+    )
+
+
+def run_rounds(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | None = None) -> Closed:
+    """All of a run but its last scores; see `run_session`."""
     started = time.monotonic()
     preflight(config)  # before a model is loaded
     bounded = BoundedGrid(grid)
@@ -168,34 +212,9 @@ def run_session(grid: Grid, config: RunConfig, book: Book, resumed: Resumed | No
     strategy.settle, strategy.record, strategy.note = settle, book.record, book.note
     strategy.go_on(before)
     settle(before.state)
-    start, deadline, count = before.state, config.server.deadline, config.server.rounds
-    result = strategy.start(bounded, state_record(start), num_rounds=count, timeout=deadline)
-    state = strategy.state_of(result.arrays, count)
-    validation, test, spent = _final_scores(opened, strategy, state, scope)
-    if opened.language is not None:
-        finish_language(opened.language, strategy.evaluations)
-    up, down = strategy.evaluation_bytes
-    past = () if resumed is None else resumed.lines
-    return Finished(
-        opened=opened,
-        state=state,
-        rounds=tuple(rounds),
-        validation=validation,
-        test=test,
-        bytes_up=opened.roll.bytes_up + sum(r.bytes_up for r in rounds) + sum(r["bytes_up"] for r in past) + up,
-        bytes_down=opened.roll.bytes_down
-        + sum(r.bytes_down for r in rounds)
-        + sum(r["bytes_down"] for r in past)
-        + down,
-        left_out=strategy.evaluation_failures,
-        scoring=strategy.evaluations,
-        seconds=before.seconds + time.monotonic() - started,
-        server_spent=before.server_spent + spent + strategy.scoring,
-        stop=strategy.stop,
-        past=past,
-        joined=strategy.joined,
-        resumed_after=() if resumed is None else resumed.after,
-    )
+    deadline, count = config.server.deadline, config.server.rounds
+    result = strategy.start(bounded, state_record(before.state), num_rounds=count, timeout=deadline)
+    return Closed(opened, strategy, strategy.state_of(result.arrays, count), tuple(rounds), before, scope, started)
 
 
 def open_session(

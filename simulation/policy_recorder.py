@@ -1,7 +1,8 @@
 """Record what every site's language model says in one real federation, for `policy_teachers.Recording`.
 
 The federation is the one that the recording is for (the same rows, deal, seed and sites), run through the whole client
-and server with the language model on; its QNN takes one step a round, since what it does changes nothing here.
+and server with the language model on, but for the scores on test rows; its QNN takes one step a round, since what it
+does changes nothing here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from llm_qfl.federation.records import decode_task
 from llm_qfl.federation.settings import NodeSettings
 from llm_qfl.federation.types import Array
 from llm_qfl.language.soft_labels import kept_soft_labels
-from server_app.session import run_session
+from server_app.session import run_rounds
 from simulation.grid import InMemoryGrid
 from simulation.policy_teachers import Recording
 from simulation.policy_world import Case
@@ -73,7 +74,7 @@ def record(case: Case, language: Mapping[str, Scalar]) -> Recording:
         n + 1: {"partition-id": n, "num-partitions": case.sites} for n in range(case.sites)
     }
     app = Listening()
-    finished = run_session(InMemoryGrid(app, nodes, flat), RunConfig.from_run_config(flat), Memory())
+    finished = run_rounds(InMemoryGrid(app, nodes, flat), RunConfig.from_run_config(flat), Memory())
     losses: dict[int, dict[str, float]] = {}
     for closed in finished.rounds:
         for report in closed.reports:
