@@ -69,8 +69,8 @@ def open_cell(cell: Cell, seed: int, places: Places, teacher: str) -> World:
     return open_world(case, recorded)
 
 
-def run_one(world: World, make: MakeDecider) -> Json:
-    """One federation as a line's figures."""
+def run_one(world: World, make: MakeDecider, *, states: bool = False) -> Json:
+    """One federation as a line's figures; `states`: with pi(.|s) of every state that was asked."""
     holder: list[Observed] = []
 
     def kept(of: World) -> Observed | None:
@@ -95,7 +95,8 @@ def run_one(world: World, make: MakeDecider) -> Json:
         "grew": decider.fired.grew,
         "fallback_rate": len(fallen) / len(counted) if counted else 0.0,
         "probabilities": {
-            name: [[round(float(p), 4) for p in one[name]] for one in asked] for name in (asked[0] if asked else ())
+            name: [[round(float(p), 4) for p in one[name]] for one in asked]
+            for name in (asked[0] if states and asked else ())
         },
         "milliseconds": round(float(np.median([one.milliseconds for one in played.decisions] or [0.0])), 2),
         "cpu_seconds": round(time.process_time() - started, 2),
@@ -139,7 +140,7 @@ def run_missing(
             if opened != (cell, seed) or world is None:
                 world, opened = open_cell(CELLS[cell], seed, places, teacher), (cell, seed)
             costs = prices_of(PRICES.get(prices, PRICES["mixed"]), *unit(world))
-            found = run_one(world, makers.make(arm, costs, seed))
+            found = run_one(world, makers.make(arm, costs, seed), states=arm == "policy")
             about = {
                 "cell": cell,
                 "seed": seed,
