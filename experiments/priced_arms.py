@@ -60,6 +60,8 @@ NO_SHIELD: Mapping[str, Any] = {
     "min_clients": 1,
     "fairness_window": 0,
 }
+# A run that ends at a plateau can only miss the target that costs are counted to.
+TO_THE_END: Mapping[str, Any] = {"stop_plateau": 0.0}
 ONLINE_RATE = 0.3
 WARM = 20  # federations from which LinUCB comes to the comparison
 
@@ -95,7 +97,7 @@ class Makers:
             return static(STATIC[arm])
         if arm in RULE:
             name, selected = RULE[arm]
-            return rule(name, selected=selected)
+            return rule(name, selected=selected, agent=TO_THE_END)
         first = self.first
         if arm == "random":
             return scored(Uniform(), prices, first=first, agent={**TRUSTED, "choice": "sample"})

@@ -84,14 +84,21 @@ def static(setting: Setting) -> MakeDecider:
     return make
 
 
-def rule(name: Rule, *, selected: bool = False) -> MakeDecider:
-    """One of the five rules, all sites or a selection, from the configured budget on."""
+def rule(name: Rule, *, selected: bool = False, agent: Mapping[str, Any] | None = None) -> MakeDecider:
+    """One of the five rules, all sites or a selection, from the configured budget on.
+
+    Args:
+        name: the rule.
+        selected: does it select sites?
+        agent: further keys of `agent`.
+    """
+    mode = "llm-qfl-selected" if selected else "llm-qfl-all"
 
     def make(world: World) -> Observed:
-        agent = AgentConfig(mode="llm-qfl-selected" if selected else "llm-qfl-all", rule=name)
-        base = world.base(agent)
+        config = AgentConfig.model_validate({"mode": mode, "rule": name, **(agent or {})})
+        base = world.base(config)
         means = replace(base.means, teaches=world.teacher.kind != "none")
-        return Observed(agent, base.setting, means, teacher=world.teacher)
+        return Observed(config, base.setting, means, teacher=world.teacher)
 
     return make
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,3 +244,14 @@ def test_a_policy_that_is_not_there_is_said(tmp_path):
         makers.make("magic", None, 0)
     assert callable(makers.make("m1 k2", None, 0))
     assert np.isfinite(len(FREE))
+
+
+def test_rules_are_not_cut_off_at_a_plateau():
+    """Costs are counted to a target: who stops before it would count as never having got there."""
+    from simulation.policy_world import open_world
+
+    world = open_world(Case("breast-cancer", 4, 0.5, 0, 12, (("training.learning-rate", 1e-6),)))  # nothing moves
+    makers = Makers(None, Path("none"), Path("none"))
+    for arm in ("rule adaptive", "rule hybrid, selected"):
+        played = world.play(makers.make(arm, prices_of(PRICES["mixed"], *unit(world)), 42))
+        assert (len(played.accuracies), played.stop) == (12, None)
