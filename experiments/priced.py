@@ -24,7 +24,8 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, PRICES, ROUNDS, Cell, unit
-from experiments.priced_table import table_lines
+from experiments.priced_overview import overview_lines
+from experiments.priced_table import comparisons, table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.federation.fingerprint import digest_of
 from llm_qfl.language.files import file_digest
@@ -238,7 +239,8 @@ def main() -> None:
             places = Places(asked.data.resolve(), asked.work.resolve())
             run_missing(list(jobs(asked.cells, asked.seeds, asked.arms)), asked.keep, places, makers, asked.teacher)
         rows = [row for row in read_rows(asked.keep) if row["cell"] in asked.cells]
-        print("\n".join(table_lines(rows, setting_of(rows))))
+        setting = setting_of(rows)
+        print("\n".join([*overview_lines(comparisons(rows, setting)), "", *table_lines(rows, setting)]))
     except LlmQflError as error:
         line.exit(2, f"priced: {error}\n")
 

@@ -11,6 +11,7 @@ import pytest
 from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing, setting_of
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, PRICES, Cell, unit
+from experiments.priced_overview import overview_lines
 from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
@@ -85,6 +86,21 @@ def test_a_run_that_spends_more_than_the_budget_and_misses_counts_what_it_spent(
     rows = [*ROWS, *(line("m20 k2", seed, [0.5] * 4, [900] * 4) for seed in (42, 43))]
     one = Comparison(rows, "circuits dear", "m2 k2")
     assert one.figures["m20 k2"][42].cost == pytest.approx(0.9 * 9 + 0.1)
+
+
+def test_every_arm_at_a_glance_by_hand():
+    """Two cells count alike, whatever their seeds; an arm that is missing has no line."""
+    other = [{**row, "cell": "digits 0.5"} for row in ROWS if row["seed"] == 42]
+    other = [{**row, "circuits": [40] * 4} if row["arm"] == "policy" else row for row in other]
+    lines = overview_lines(comparisons([*ROWS, *other], "m2 k2"))
+    policy = next(line for line in lines if line.startswith("| policy |"))
+    dear = math.sqrt(3 * (0.9 * 0.1 + 0.1) / 4 * 3 * (0.9 * 0.4 + 0.1) / 4)  # three of four rounds, 10 and 40 circuits
+    assert policy.split("|")[2].strip() == f"{dear:.3f}"
+    assert policy.split("|")[5].strip() == "0%"
+    static = next(line for line in lines if line.startswith("| static-one |"))
+    assert [part.strip() for part in static.split("|")[2:]] == ["1.000", "1.000", "1.000", "100%", "0.790", ""]
+    assert any(line.startswith("| best rule (in hindsight) |") for line in lines)
+    assert not any("linucb" in line for line in lines)
 
 
 def test_paired_ratios_by_hand():

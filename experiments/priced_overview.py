@@ -1,0 +1,50 @@
+"""The priced comparison at a glance: every arm over all cells, before the ratios and the cells one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from experiments.priced_arms import LEARNERS, POLICY, RULE
+from experiments.priced_cells import PRICES
+from experiments.priced_table import EACH, ONE, QFL, Comparison, Figure, best_rule, mean_log
+
+BEST = "best rule"
+HINDSIGHT = (EACH, BEST)
+"""Marks that no one can choose beforehand: of every cell and price list the best one of it."""
+
+
+def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    """Markdown: geometric mean of the cost by price list, share that never got there, test accuracy; cells alike.
+
+    Args:
+        found: (cell, prices) -> comparison.
+    """
+    names = [QFL, ONE, *RULE, *LEARNERS, *POLICY, *HINDSIGHT]
+    lines = [
+        f"| arm | {' | '.join(PRICES)} | never there | test accuracy where it ends |",
+        "|---|" + "---|" * (len(PRICES) + 2),
+    ]
+    for name in names:
+        cells = {key: figures for key, one in found.items() if (figures := _figures(one, name))}
+        if not cells:
+            continue
+        costs = [_mean([cells[key] for key in cells if key[1] == prices]) for prices in PRICES]
+        never = np.mean([np.mean([not one.reached for one in figures]) for figures in cells.values()])
+        test = np.mean([np.mean([one.test for one in figures]) for figures in cells.values()])
+        mark = " (in hindsight)" if name in HINDSIGHT else ""
+        shown = " | ".join("" if cost is None else f"{cost:.3f}" for cost in costs)
+        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} |")
+    return lines
+
+
+def _figures(one: Comparison, name: str) -> list[Figure]:
+    arm = best_rule(one) if name == BEST else name
+    return list(one.figures.get(arm, {}).values()) if arm is not None else []
+
+
+def _mean(cells: list[list[Figure]]) -> float | None:
+    """Geometric mean over the cells' own geometric means."""
+    return math.exp(float(np.mean([mean_log([one.cost for one in cell]) for cell in cells]))) if cells else None
