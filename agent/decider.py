@@ -258,12 +258,14 @@ class Decider:
         limits = self._limits(len(sites))
         state = state_of(self.history, self.setting, budgets, sites, server_round)
         masked = guard.mask(limits, budgets, self.history, self._stops)
+        preferences = self._online.preferences
         chosen, probabilities = self._choose(server_round, state, masked)
         if isinstance(chosen, Action):
             decision = self._carry_out(server_round, sites, chosen, limits)
         else:
             decision = self._by_rule(server_round, rule, chosen)
-        return replace(decision, state=state, rule=rule, masked=masked.reasons, probabilities=probabilities)
+        seen = replace(decision, state=state, rule=rule, masked=masked.reasons)
+        return replace(seen, probabilities=probabilities, preferences=preferences if probabilities else {})
 
     def _standing(self, sites: Sequence[str]) -> dict[str, int]:
         """Budgets as they stand; a site that has none yet stands where the others do."""

@@ -56,6 +56,7 @@ class Decision:
         rule: what the ratio rule would have done, or did.
         action: the policy's choice before the shield, or None.
         probabilities: pi(.|s), field by field; with `agent.online-rate` as the bandit tilted them.
+        preferences: of the bandit (`agent.online-rate`), nats; empty where it has none.
         masked: option -> why it was not allowed.
         edits: what the shield changed.
         forced: sites that the fairness window brought in.
@@ -76,6 +77,7 @@ class Decision:
     rule: Proposal | None = None
     action: Action | None = None
     probabilities: Mapping[str, Array] = field(default_factory=dict)
+    preferences: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     masked: Mapping[str, str] = field(default_factory=dict)
     edits: tuple[str, ...] = ()
     forced: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ def decision_line(decision: Decision, reward: float | None = None, reward_round:
         "state": None if decision.state is None else decision.state.text(),
         "state_hash": None if decision.state is None else decision.state.digest(),
         "probabilities": {name: _by_option(name, value) for name, value in decision.probabilities.items()},
+        "preferences": {name: list(values) for name, values in decision.preferences.items()},
         "action": None if decision.action is None else decision.action.words(),
         "masked": dict(decision.masked),
         "shield_edits": list(decision.edits),

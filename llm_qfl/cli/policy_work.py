@@ -14,6 +14,7 @@ import numpy as np
 
 from agent import SHIPPED
 from agent.actions import FIELDS, SIZES
+from agent.online import Online
 from agent.shield import allowed_of
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.settings import default_folder
@@ -158,10 +159,11 @@ def read_decisions(run: Path) -> list[dict[str, Any]]:
 
 
 def replay_lines(lines: Sequence[Mapping[str, Any]], policy: PolicyModel) -> list[Again]:
-    """Ask a policy in the states of these lines, under the masks that they record."""
+    """Ask a policy in the states of these lines, under the masks and a bandit's preferences that they record."""
     found = []
     for line in lines:
-        given = policy.probabilities(str(line["state"]), allowed_of(line["masked"]))
+        told = policy.probabilities(str(line["state"]), allowed_of(line["masked"]))
+        given = Online(preferences=line.get("preferences", {})).tilted(told)
         furthest, now, was = 0.0, {}, {}
         for name, kind in FIELDS.items():
             words = [str(option.value) for option in kind]

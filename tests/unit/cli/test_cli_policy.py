@@ -7,9 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.actions import FIELDS, SIZES
+from agent.budgets import StepCost
+from agent.decider import Decider, Means
+from agent.decisions import decision_line
+from agent.history import RoundRecord, SiteRecord
+from agent.prices import Prices
 from agent.shield import allowed_of
+from agent.state import Setting
 from llm_qfl.cli import policy_work as work
 from llm_qfl.cli.main import app
+from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError, LanguageError
 from llm_qfl.language.lora import LoraSpec
 from llm_qfl.language.models import load_base
@@ -125,6 +132,23 @@ def test_a_run_is_replayed(policy, tmp_path):
     result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])
     assert result.exit_code == 1
     assert "0 of 1 decisions are the same" in result.output
+
+
+def test_a_run_with_a_bandit_on_top_is_replayed(policy):
+    """The lines say what the bandit had learned when each decision was made."""
+    _, made = policy
+    agent = AgentConfig(mode="policy", online_rate=0.8, max_entropy=1.0, min_probability=0.0, decision_timeout=600.0)
+    setting = Setting(rounds=9, classes=2, cost=StepCost(10, 1, 11), prices=Prices(0.0, 1.0, 0.0))
+    run = Decider(agent, setting, Means(seed=1, first_budget=51, shots=8, scorer=made))
+    for number, loss in enumerate((0.6, 0.5, 0.45, 0.35, 0.34, 0.3), start=1):
+        plan = run.decide(number, ["a", "b", "c", "d"])
+        sites = tuple(SiteRecord(site, 10, loss, 0.4) for site in plan.sites)
+        run.close(RoundRecord(number, sites, plan.sites, server_loss=loss))
+    lines = [json.loads(json.dumps(decision_line(one))) for one in run.decisions if one.probabilities]
+    assert lines[-1]["preferences"]["budget"]
+    assert all(one.same for one in work.replay_lines(lines, made))
+    forgotten = [{**line, "preferences": {}} for line in lines]
+    assert not all(one.same for one in work.replay_lines(forgotten, made))
 
 
 def test_a_run_without_decisions_cannot_be_replayed(tmp_path):
