@@ -4,8 +4,10 @@ A gradient bandit with a baseline (Sutton and Barto, Reinforcement Learning, 2nd
 
     pi'(o|s) ~ pi(o|s) exp(h_o)        h_o += rate (r - mean) / sd (1[o was chosen] - pi'(o|s))
 
-with mean and standard deviation of the last rewards, since a round wins less the later it comes. Nothing is added for
-an option that the shield forbids, and `stop` is left alone: a run that ended earns nothing to learn from.
+with mean and standard deviation (.001 at least: at a plateau they are rounding) of the last rewards, since a round wins
+less the later it comes, and the quotient within 2 of 0. Where the best option is taken, not a draw (`agent.choice`), it
+is a rule of thumb and no gradient. Nothing is added for an option that the shield forbids, and `stop` is left alone: a
+run that ended earns nothing to learn from.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from agent.choice import Probabilities
 WINDOW = 5
 """Rewards that one is compared with."""
 LIMIT = 2.0
-"""Largest preference: the odds of an option change by a factor of e^2 at most."""
+"""Largest preference, up or down, nats: the odds of two options change by a factor of e^4 at most."""
+SURPRISE = 2.0
+"""Most standard deviations that a reward counts as."""
+FLOOR = 1e-3
+"""Least standard deviation of rewards; they are shares of the run's first loss."""
 LEARNED = tuple(name for name in SIZES if name != "stop")
 
 
@@ -75,10 +81,10 @@ class Online:
             return self
         before = self.rewards[-WINDOW:]
         later = replace(self, asked=asked, rewards=(*self.rewards, reward))
-        spread = float(np.std(before)) if len(before) > 1 else 0.0
-        if not spread:
+        if len(before) < 2:
             return later
-        advantage = float(np.clip((reward - float(np.mean(before))) / spread, -LIMIT, LIMIT))
+        spread = max(float(np.std(before)), FLOOR)
+        advantage = float(np.clip((reward - float(np.mean(before))) / spread, -SURPRISE, SURPRISE))
         return replace(later, preferences={name: self._moved(name, decision, advantage) for name in LEARNED})
 
     def _moved(self, name: str, decision: Asked, advantage: float) -> tuple[float, ...]:

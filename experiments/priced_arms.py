@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +32,10 @@ from simulation.policy_arms import (
     static,
 )
 from simulation.policy_experience import Json, read_lines
-from simulation.policy_world import MakeDecider
+from simulation.policy_world import MakeDecider, World
 
 if TYPE_CHECKING:
+    from agent.choice import Scorer
     from llm_qfl.language.policy import PolicyModel
     from llm_qfl.language.policy_file import PolicyFile
 
@@ -49,6 +51,10 @@ POLICY = ("policy", "policy, shuffled state", "policy, random model", "policy, n
 FREE = (*STATIC, *RULE)
 """Arms to which prices make no difference: played once for all price lists."""
 PRICED = (*LEARNERS, *POLICY)
+RANGED = ("policy", "policy, shuffled state", "policy, online bandit")
+"""Arms that ask the policy only in states of the kind that it was trained on."""
+# A run that ends at a plateau can only miss the target that costs are counted to.
+TO_THE_END: Mapping[str, Any] = {"stop_plateau": 0.0}
 # What the shield forbids, allowed; what the policy is not trusted with, trusted.
 NO_SHIELD: Mapping[str, Any] = {
     **TRUSTED,
@@ -60,9 +66,18 @@ NO_SHIELD: Mapping[str, Any] = {
     "min_clients": 1,
     "fairness_window": 0,
 }
-# A run that ends at a plateau can only miss the target that costs are counted to.
-TO_THE_END: Mapping[str, Any] = {"stop_plateau": 0.0}
-ONLINE_RATE = 0.3
+KEYS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(RULE, TO_THE_END),
+    "random": {**TRUSTED, **TO_THE_END, "choice": "sample"},
+    "linucb": {**TRUSTED, **TO_THE_END},
+    "tpe": {**TRUSTED, **TO_THE_END},
+    "policy": TO_THE_END,
+    "policy, shuffled state": TO_THE_END,
+    "policy, random model": {**TRUSTED, **TO_THE_END},
+    "policy, no shield": {**NO_SHIELD, **TO_THE_END},
+    "policy, online bandit": {**TO_THE_END, "online_rate": 0.3},
+}
+"""Keys of `agent` that an arm is played with."""
 WARM = 20  # federations from which LinUCB comes to the comparison
 
 
@@ -97,41 +112,42 @@ class Makers:
             return static(STATIC[arm])
         if arm in RULE:
             name, selected = RULE[arm]
-            return rule(name, selected=selected, agent=TO_THE_END)
-        first = self.first
+            return rule(name, selected=selected, agent=KEYS[arm])
+        if arm not in KEYS:
+            raise FederationError(f"priced: no arm {arm!r}; expected one of {', '.join((*FREE, *PRICED))}")
+        ranges = self.file.ranges if arm in RANGED else None
+        return scored(self._scorer(arm, prices, seed), prices, first=self.first, ranges=ranges, agent=KEYS[arm])
+
+    def _scorer(self, arm: str, prices: Prices, seed: int) -> Scorer | Callable[[World], Scorer]:
         if arm == "random":
-            return scored(Uniform(), prices, first=first, agent={**TRUSTED, "choice": "sample"})
+            return Uniform()
         if arm == "linucb":
-            return scored(copy.deepcopy(self.linucb), prices, first=first, agent=TRUSTED)
+            return copy.deepcopy(self.linucb)
         if arm == "tpe":
-            return scored(lambda _: TPE(seed), prices, first=first, agent=TRUSTED)
+            return lambda _: TPE(seed)
         if arm == "policy, random model":
-            return scored(self.guessing, prices, first=first, agent=TRUSTED)
-        if arm == "policy":
-            return scored(self.remembered, prices, first=first, ranges=self.file.ranges)
-        if arm == "policy, online bandit":
-            agent = {"online_rate": ONLINE_RATE}
-            return scored(self.remembered, prices, first=first, ranges=self.file.ranges, agent=agent)
-        if arm == "policy, no shield":
-            return scored(self.remembered, prices, first=first, agent=NO_SHIELD)
+            return self.guessing
         if arm == "policy, shuffled state":
-            random = np.random.default_rng([seed, 5])
-            shuffled = Shuffled(self.remembered, self.texts, random)
-            return scored(shuffled, prices, first=first, ranges=self.file.ranges)
-        raise FederationError(f"priced: no arm {arm!r}; expected one of {', '.join((*FREE, *PRICED))}")
+            # prices differ by cell and list: no two federations share a stream
+            return Shuffled(
+                self.remembered, self.texts, np.random.default_rng([seed, zlib.crc32(repr(prices).encode())])
+            )
+        return self.remembered
 
     def learned_from(self, arm: str) -> list[str]:
-        """Digests of what an arm's decisions depend on."""
+        """What an arm's decisions depend on: its keys, digests of the policy and of the experience."""
+        keys = [repr((self.first, WARM, sorted(KEYS[arm].items())))] if arm in KEYS else []
         policy = [file_digest(self.policy)] if self.policy is not None and arm.startswith("policy") else []
-        return policy + ([self.experience_digest] if arm in ("linucb", "policy, shuffled state") else [])
+        return keys + policy + ([self.experience_digest] if arm in ("linucb", "policy, shuffled state") else [])
 
     @cached_property
     def experience_digest(self) -> str:
-        """Of the experience, wherever its tables lie."""
+        """Of the experience, wherever its tables lie; six digits of a number, since machines differ in the last."""
         total = hashlib.sha256()
         for line in self.lines:
             case = {**line["case"], "source": Path(str(line["case"]["source"])).name}
-            total.update(json.dumps({**line, "case": case}, sort_keys=True).encode())
+            text = json.dumps({**line, "case": case}, sort_keys=True)
+            total.update(json.dumps(json.loads(text, parse_float=lambda number: f"{float(number):.6g}")).encode())
         return total.hexdigest()
 
     @cached_property

@@ -249,12 +249,11 @@ def verdict_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
     if len(pairs) < 2:
         return []
     logs = [float(np.mean([math.log(b.cost / a.cost) for a, b in both])) for both in pairs.values()]
-    p = float(ttest_1samp(logs, 0.0, alternative="greater").pvalue)
-    word = "depends on its state" if p < 0.05 else "**static**: states of other federations do as well"
-    return [
-        "",
-        f"With shuffled states it costs {math.exp(float(np.mean(logs))):.2f} times as much (p {p:.2g}): {word}.",
-    ]
+    p = float(ttest_1samp(logs, 0.0).pvalue)
+    worse = float(np.mean(logs)) > 0
+    word = "depends on its state" if worse and p < 0.05 else "**static**: states of other federations do as well"
+    ratio = math.exp(float(np.mean(logs)))
+    return ["", f"With shuffled states it costs {ratio:.2f} times as much (p {p:.2g}, two-sided): {word}."]
 
 
 def best_rule(one: Comparison) -> str | None:

@@ -19,7 +19,7 @@ from agent.prices import Prices
 from agent.shield import Mask
 from llm_qfl.federation.config_agent import AgentConfig, Rule, Selection
 from llm_qfl.federation.types import Array
-from simulation.policy_states import read_state
+from simulation.policy_states import at_prices_of, read_state
 from simulation.policy_world import MakeDecider, Observed, World
 
 if TYPE_CHECKING:
@@ -308,6 +308,8 @@ class Remembered:
 class Shuffled:
     """Ablation: the policy is shown another state, drawn from those it met elsewhere; masks are the true ones.
 
+    A run's prices stay what they are: with them shuffled, a policy that reads nothing else would seem to read states.
+
     Attributes:
         inner: the policy.
         texts: states to draw from.
@@ -320,7 +322,8 @@ class Shuffled:
 
     def probabilities(self, text: str, allowed: Mask) -> Probabilities:
         """See Scorer."""
-        return self.inner.probabilities(self.texts[int(self.random.integers(len(self.texts)))], allowed)
+        drawn = read_state(self.texts[int(self.random.integers(len(self.texts)))])
+        return self.inner.probabilities(at_prices_of(drawn, read_state(text)).text(), allowed)
 
 
 @dataclass(eq=False)

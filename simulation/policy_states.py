@@ -44,6 +44,13 @@ def repriced(state: State, shares: tuple[float, float, float]) -> State:
     return replace(state, header=tuple(header))
 
 
+def at_prices_of(state: State, other: State) -> State:
+    """The state at the prices of another one."""
+    header = list(state.header)
+    header[PRICES : PRICES + 3] = other.header[PRICES : PRICES + 3]
+    return replace(state, header=tuple(header))
+
+
 def elsewhere(state: State, random: np.random.Generator) -> State:
     """The state as another backend or a run budget would show it, half of the time.
 

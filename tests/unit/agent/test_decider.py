@@ -317,8 +317,13 @@ def test_a_line_says_all_of_it():
     assert line["state_hash"] == plan.state.digest()
 
 
-@pytest.mark.parametrize(("mode", "rate"), [("llm-qfl-selected", 0.0), ("policy", 0.0), ("policy", 0.8)])
-def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode, rate):
+@pytest.mark.parametrize(
+    ("mode", "rate", "lag"),
+    [("llm-qfl-selected", 0.0, 0), ("policy", 0.0, 0), ("policy", 0.8, 0), ("policy", 0.8, 1)],
+)
+def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode, rate, lag):
+    server = [0.6, 0.55, 0.53, 0.47, 0.46, 0.40, 0.39, 0.37]
+
     def scorer():
         return Says(0.9 if rate == 0 else 0.3, budget=Budget.MORE, clients=Clients.THREE, select=Select.OORT)
 
@@ -326,20 +331,22 @@ def test_b21_a_run_that_was_killed_decides_as_it_would_have(mode, rate):
         plans = []
         for number in range(first, last):
             plan = run.decide(number, SITES)
-            run.close(answer(plan, [loss + 0.01 * number for loss in LOSSES], server=0.6 - 0.02 * number))
+            run.close(answer(plan, [loss + 0.01 * number for loss in LOSSES], server=server[number - 1]))
             tilted = {name: value.tolist() for name, value in plan.probabilities.items()}
             plans.append((plan.by, plan.sites, plan.budgets, tilted))
         return plans
 
     options = {"select": "oort", "fairness_window": 4, "fraction": 0.5, "online_rate": rate}
     options |= {"max_entropy": 1.0, "min_probability": 0.0}
-    undisturbed = decider(mode, scorer(), **options)
+    setting = {"lag": lag}
+    undisturbed = decider(mode, scorer(), setting, **options)
     whole = go_on(undisturbed, 1, 9)
-    killed = decider(mode, scorer(), **options)
+    killed = decider(mode, scorer(), setting, **options)
     before = go_on(killed, 1, 5)
     written = json.dumps(killed.memory.to_json(), allow_nan=False)
     lines = [json.loads(json.dumps(decision_line(one))) for one in killed.decisions]
-    again = decider(mode, scorer(), **options)
+    assert len(killed.memory.online.asked) == (lag if rate else 0)  # with a lag, a decision still waits for its reward
+    again = decider(mode, scorer(), setting, **options)
     again.remember(Memory.from_json(json.loads(written)), lines)
     assert before + go_on(again, 5, 9) == whole
     said = [tilted["budget"] for _, _, _, tilted in whole if tilted]
