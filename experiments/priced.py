@@ -209,6 +209,12 @@ def setting_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return names[0]
 
 
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the lines come to, as Markdown."""
+    setting = setting_of(rows)
+    return "\n".join([*overview_lines(comparisons(rows, setting)), "", *table_lines(rows, setting)])
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -239,8 +245,7 @@ def main() -> None:
             places = Places(asked.data.resolve(), asked.work.resolve())
             run_missing(list(jobs(asked.cells, asked.seeds, asked.arms)), asked.keep, places, makers, asked.teacher)
         rows = [row for row in read_rows(asked.keep) if row["cell"] in asked.cells]
-        setting = setting_of(rows)
-        print("\n".join([*overview_lines(comparisons(rows, setting)), "", *table_lines(rows, setting)]))
+        print(tables(rows))
     except LlmQflError as error:
         line.exit(2, f"priced: {error}\n")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing, setting_of
+from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing, setting_of, tables
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, PRICES, Cell, unit
 from experiments.priced_overview import overview_lines
@@ -273,3 +273,10 @@ def test_rules_are_not_cut_off_at_a_plateau():
     for arm in ("rule adaptive", "rule hybrid, selected"):
         played = world.play(makers.make(arm, prices_of(PRICES["mixed"], *unit(world)), 42))
         assert (len(played.accuracies), played.stop) == (12, None)
+
+
+def test_the_pages_are_what_the_kept_lines_say():
+    project = Path(__file__).resolve().parents[3]
+    text = tables(read_rows(project / "experiments" / "kept" / "priced.jsonl.gz"))
+    assert text in (project / "docs" / "priced.md").read_text()
+    assert text.split("\n\n", 1)[0] in (project / "README.md").read_text()
