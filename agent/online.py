@@ -47,7 +47,7 @@ class Online:
     Attributes:
         rate: of the preferences; 0 leaves the policy as it is.
         preferences: h, field by field, nats.
-        rewards: of the policy's decisions so far, the newest last.
+        rewards: of the policy's last decisions, at most `WINDOW`, the newest last.
         asked: round -> decision without a reward.
     """
 
@@ -79,8 +79,8 @@ class Online:
         decision = asked.pop(server_round, None)
         if decision is None:
             return self
-        before = self.rewards[-WINDOW:]
-        later = replace(self, asked=asked, rewards=(*self.rewards, reward))
+        before = self.rewards
+        later = replace(self, asked=asked, rewards=(*before, reward)[-WINDOW:])
         if len(before) < 2:
             return later
         spread = max(float(np.std(before)), FLOOR)

@@ -24,7 +24,7 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, PRICES, ROUNDS, Cell, unit
-from experiments.priced_overview import overview_lines
+from experiments.priced_overview import miss_lines, overview_lines
 from experiments.priced_table import comparisons, table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.federation.fingerprint import digest_of
@@ -134,8 +134,8 @@ def run_missing(
                 # a recording that is not at hand cannot be compared, and need not be: nothing is played with it
                 if have[key]["made"] != made or (heard is not None and have[key]["recording"] != heard):
                     raise FederationError(
-                        f"{keep}: {', '.join(map(str, key))} was made with another policy, experience, recording or "
-                        "number of rounds; name another file with --keep, or delete its lines"
+                        f"{keep}: {', '.join(map(str, key))} was made with another policy, experience, recording, "
+                        "keys or number of rounds; name another file with --keep, or delete its lines"
                     )
                 continue
             if opened != (cell, seed) or world is None:
@@ -212,7 +212,8 @@ def setting_of(rows: Sequence[Mapping[str, Any]]) -> str:
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the lines come to, as Markdown."""
     setting = setting_of(rows)
-    return "\n".join([*overview_lines(comparisons(rows, setting)), "", *table_lines(rows, setting)])
+    found = comparisons(rows, setting)
+    return "\n".join([*overview_lines(found), *miss_lines(found), "", *table_lines(rows, setting)])
 
 
 def parser() -> argparse.ArgumentParser:

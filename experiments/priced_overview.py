@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.priced_arms import LEARNERS, POLICY, RULE
 from experiments.priced_cells import PRICES
-from experiments.priced_table import EACH, ONE, QFL, Comparison, Figure, best_rule, mean_log
+from experiments.priced_table import EACH, MOST_FALLBACKS, ONE, QFL, Comparison, Figure, best_rule, mean_log
 
 BEST = "best rule"
 HINDSIGHT = (EACH, BEST)
@@ -38,6 +38,26 @@ def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
         shown = " | ".join("" if cost is None else f"{cost:.3f}" for cost in costs)
         lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} |")
     return lines
+
+
+def miss_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
+    """How many of the policy's plays miss the target, how near, and how many of them are the rule's."""
+    plays = misses = touched = ruled = ruled_misses = 0
+    for one in found.values():
+        for seed, figure in one.figures.get("policy", {}).items():
+            row = one.by["policy"][seed]
+            rules = row.get("fallback_rate", 0.0) > MOST_FALLBACKS
+            plays, ruled = plays + 1, ruled + rules
+            if not figure.reached:
+                misses, ruled_misses = misses + 1, ruled_misses + rules
+                touched += max(row["accuracies"]) >= one.target
+    if not plays:
+        return []
+    return [
+        "",
+        f"Of {plays} plays of the policy {misses} never hold the target for two rounds running; {touched} of them "
+        f"touch it. In {ruled} the rule took more than a fifth of the decisions, in {ruled_misses} of those that miss.",
+    ]
 
 
 def _figures(one: Comparison, name: str) -> list[Figure]:

@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LLM_QFL_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path("runs/priced-work"))
     parser.add_argument("--cells", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help="of the seeds; kept lines need no recording")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=8, help="adapter steps of a language round")
@@ -108,7 +109,7 @@ def main() -> None:
     if any(CELLS[name].data == "dna" for name in asked.cells):
         write_dna(places)
     language: dict[str, Scalar] = {"language.model": asked.model, "language.steps": asked.steps}
-    for seed in range(FIRST_SEED, FIRST_SEED + asked.seeds):
+    for seed in range(asked.first, asked.first + asked.seeds):
         for name in asked.cells:
             path = places.recording(CELLS[name], seed)
             if path.exists():

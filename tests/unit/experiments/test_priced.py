@@ -11,7 +11,7 @@ import pytest
 from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing, setting_of, tables
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, PRICES, Cell, unit
-from experiments.priced_overview import overview_lines
+from experiments.priced_overview import miss_lines, overview_lines
 from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
@@ -101,6 +101,21 @@ def test_every_arm_at_a_glance_by_hand():
     assert [part.strip() for part in static.split("|")[2:]] == ["1.000", "1.000", "1.000", "100%", "0.790", ""]
     assert any(line.startswith("| best rule (in hindsight) |") for line in lines)
     assert not any("linucb" in line for line in lines)
+
+
+def test_misses_of_the_policy_are_counted():
+    """Seed 43 touches the target once and is the rule's; at three price lists."""
+    rows = [
+        {**row, "accuracies": [0.5, 1.0, 0.9, 0.9], "fallback_rate": 0.5}
+        if (row["arm"], row["seed"]) == ("policy", 43)
+        else row
+        for row in ROWS
+    ]
+    (_, line) = miss_lines(comparisons(rows, "m1 k2"))
+    assert line.startswith(
+        "Of 6 plays of the policy 3 never hold the target for two rounds running; 3 of them touch it."
+    )
+    assert line.endswith("In 3 the rule took more than a fifth of the decisions, in 3 of those that miss.")
 
 
 def test_paired_ratios_by_hand():

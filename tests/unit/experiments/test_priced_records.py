@@ -33,7 +33,7 @@ def test_dna_rows_are_drawn_once_and_stay_in_their_order(tmp_path):
 
 
 def test_tweets_as_texts_and_as_numbers_are_the_same_rows_in_one_order(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_QFL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
     rows = [(f"tweet {i} is {'good' if i % 2 else 'bad'}", "positive" if i % 2 else "negative") for i in range(12)]
     rows[3] = (rows[2][0], "positive")  # the same text: the same numbers
     with gzip.open(tmp_path / "tweet_sentiment_train.csv.gz", "wt", newline="") as file:
