@@ -39,7 +39,7 @@ from numba.core.registry import cpu_target
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("lanes.py", "blocks.py", "kernels.py", "trajectories.py")
+SOURCES = ("lanes.py", "blocks.py", "backward.py", "kernels.py", "trajectories.py")
 _PORTABLE = "x86-64-v3"
 _PORTABLE_FEATURES = (
     "avx",
