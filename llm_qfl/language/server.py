@@ -22,18 +22,18 @@ from llm_qfl.language.batches import TokenRows
 from llm_qfl.language.cache import StateCache
 from llm_qfl.language.compress import ExportedModel, export_compressed
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device
+from llm_qfl.language.emulator import DistributedEmulator
 from llm_qfl.language.exchange import Exchange
-from llm_qfl.language.lora import Arrays, LoraAdapter, digest_of_arrays
-from llm_qfl.language.methods import ADAPTER, EMULATOR, FIRST, align_settings, lora_specs
+from llm_qfl.language.lora import Arrays, LoraAdapter
+from llm_qfl.language.methods import ADAPTER, EMULATOR, align_settings, lora_specs
 from llm_qfl.language.models import BaseModel
 from llm_qfl.language.route import Route, logits_at, score
 from llm_qfl.language.split import SplitPlan
 from llm_qfl.language.stack import Stack
 from llm_qfl.language.training import StepBudget
 from llm_qfl.language.transfer import TransferReport, transfer
-from llm_qfl.language.wire import byte_count, decode, encode
+from llm_qfl.language.wire import byte_count, decode
 
-WIRE, FIRST_WIRE = "wire", "first-wire"  # the emulator, and that one, as they are sent
 ROUTES = ("zero-shot", "compressed-zero-shot", "adap-emu", "adap-fu")
 
 
@@ -79,10 +79,7 @@ class ServerLanguage:
         self._exchange = Exchange(self.adapter, self.config.wire)
         self._teacher: Teacher | None = None
         self._caches: dict[tuple[str, str], StateCache] = {}
-        self._emulator_digest, self._emulator_wire = "", dict[str, np.ndarray]()
-        self._first: Arrays = {}  # the emulator before the first round
-        self._first_wire: Arrays = {}  # and as it is sent
-        self._publish_emulator(first=True)
+        self.distribution = None if self.emulator is None else DistributedEmulator(self.emulator, self.config.wire)
 
     def _prepare(self) -> None:
         """To the device; on a CPU in float32, since alignment trains through every kept layer."""
@@ -141,15 +138,15 @@ class ServerLanguage:
             server_round: 0 before the first round.
             steps: default: `align-first` in round 0, then `align-steps`.
         """
-        if self.emulator is None:
+        if self.distribution is None:
             return None
         if steps is None:
             steps = self.config.align_steps if server_round else self.config.align_first
         teacher = self._teacher_of(public)
         settings = align_settings(self.config, steps, again=server_round > 0)
         seed = seed_of(self.seed, SERVER, server_round, "language-align")
-        report = align(self.route("adap-emu", self._emulator_end), self.emulator, teacher, settings, seed=seed)
-        self._publish_emulator(first=server_round == 0)
+        report = align(self.route("adap-emu", self._emulator_end), self.distribution.lora, teacher, settings, seed=seed)
+        self.distribution.publish(first=server_round == 0)
         return report
 
     def boundary_error(self, public: TokenRows, chosen: Sequence[int] | np.ndarray) -> float:
@@ -183,7 +180,7 @@ class ServerLanguage:
     @property
     def first_digest(self) -> str:
         """Of the emulator as it was first distributed; empty without one."""
-        return digest_of_arrays(self._first) if self._first else ""
+        return self.distribution.first_digest if self.distribution else ""
 
     @property
     def _emulator_end(self) -> int:
@@ -203,24 +200,17 @@ class ServerLanguage:
             first: the emulator as it was first distributed, in place of that of the next round.
         """
         arrays, digest = self._exchange.send()
+        known = self.distribution
+        if known is None:
+            return Broadcast(arrays, digest, "", "", byte_count(arrays))
         if emulator:
-            arrays = {**arrays, **(self._first_wire if first else self._emulator_wire)}
-        current = self.first_digest if first else self._emulator_digest
-        return Broadcast(arrays, digest, current, self.first_digest, byte_count(arrays))
+            arrays = {**arrays, **(known.first_sent if first else known.sent)}
+        current = known.first_digest if first else known.digest
+        return Broadcast(arrays, digest, current, known.first_digest, byte_count(arrays))
 
     def first_arrays(self) -> Arrays:
         """The emulator as it was first distributed, for a site that lost it, beside a later one."""
-        return {f"{FIRST}{key.removeprefix(EMULATOR)}": value for key, value in self._first_wire.items()}
-
-    def _publish_emulator(self, *, first: bool) -> None:
-        """Fix what sites get, and hold the same: with a lossy wire the server's emulator is the rounded one too."""
-        if self.emulator is None:
-            return
-        self._emulator_wire = encode(EMULATOR, self.emulator.arrays(), self.config.wire)
-        self.emulator.load(decode(EMULATOR, self._emulator_wire, self.config.wire, self.emulator.shapes()))
-        self._emulator_digest = self.emulator.digest()
-        if first:
-            self._first, self._first_wire = self.emulator.arrays(), self._emulator_wire
+        return self.distribution.beside() if self.distribution else {}
 
     def receive(self, arrays: Mapping[str, np.ndarray], adapter_digest: str) -> Arrays:
         """A site's matrices from its answer, strictly checked.
@@ -281,26 +271,16 @@ class ServerLanguage:
 
         Features for the QNN come from it, at every site and here, in the whole run.
         """
-        if self.emulator is None:
+        if self.distribution is None:
             yield self.route("zero-shot")
             return
-        now = self.emulator.arrays()
-        self.emulator.load(self._first)
-        try:
+        with self.distribution.as_first():
             yield self.route("compressed-zero-shot")
-        finally:
-            self.emulator.load(now)
 
     def state(self) -> Arrays:
         """Everything that changes in a run, for a checkpoint: adapter, emulator, first, wire."""
         out = {f"{ADAPTER}/{key}": value for key, value in self._exchange.exact.items()}
-        if self.emulator is not None:
-            out |= {f"{EMULATOR}/{key}": value for key, value in self.emulator.arrays().items()}
-            out |= {f"{FIRST}/{key}": value for key, value in self._first.items()}
-            if self.config.wire != "fp32":  # rounding what was rounded may give other bits
-                out |= {f"{WIRE}/{key}": value for key, value in self._emulator_wire.items()}
-                out |= {f"{FIRST_WIRE}/{key}": value for key, value in self._first_wire.items()}
-        return out
+        return out | (self.distribution.state() if self.distribution else {})
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `state` gave.
@@ -308,12 +288,8 @@ class ServerLanguage:
         Raises:
             LanguageError: where it is another plan's.
         """
-        if self.emulator is not None:
-            self.emulator.load(decode(EMULATOR, arrays, "fp32", self.emulator.shapes()))
-            self._emulator_wire = _part(arrays, WIRE) or encode(EMULATOR, self.emulator.arrays(), "fp32")
-            self._emulator_digest = self.emulator.digest()
-            self._first = decode(FIRST, arrays, "fp32", self.emulator.shapes())
-            self._first_wire = _part(arrays, FIRST_WIRE) or encode(EMULATOR, self._first, "fp32")
+        if self.distribution is not None:
+            self.distribution.load_state(arrays)
         self.set_adapter(decode(ADAPTER, arrays, "fp32", self.adapter.shapes()))
 
     def score(self, kind: str, rows: TokenRows) -> list[np.ndarray]:
@@ -344,8 +320,3 @@ class ServerLanguage:
         if known is None or known.version != route.version():
             known = self._caches[key] = route.cache(rows)
         return known
-
-
-def _part(arrays: Mapping[str, np.ndarray], name: str) -> Arrays:
-    """What is called `<name>/...`, without that."""
-    return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}

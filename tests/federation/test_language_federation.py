@@ -163,7 +163,7 @@ def test_the_emulator_s_changes_change_what_a_site_computes(tmp_path, monkeypatc
     """A site that is sent the emulator as it was before alignment trains something else."""
     plain = federate(tmp_path, {"server.rounds": 1}, sites=1)
     monkeypatch.setattr(
-        "llm_qfl.language.server.ServerLanguage.align", lambda self, *_, **__: self._publish_emulator(first=True)
+        "llm_qfl.language.server.ServerLanguage.align", lambda self, *_, **__: self.distribution.publish(first=True)
     )
     unaligned = federate(tmp_path, {"server.rounds": 1}, sites=1)
     one, two = (run.finished.rounds[0].language for run in (plain, unaligned))

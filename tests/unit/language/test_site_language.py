@@ -44,7 +44,7 @@ CONFIG = RunConfig.from_run_config(
 def server(tmp_path, shake) -> ServerLanguage:
     made = ServerLanguage(load_base("tiny-4", tmp_path), CONFIG.language, seed=3)
     shake(made.emulator, 1, 0.4)
-    made._publish_emulator(first=True)
+    made.distribution.publish(first=True)
     shake(made.adapter, 2, 0.4)
     made.set_adapter(made.adapter.arrays())
     return made
