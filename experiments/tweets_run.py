@@ -93,12 +93,18 @@ class Job:
 
     def public(self, source: str, *, labels: bool = False) -> TokenRows:
         """Public rows in the form of the task; without `labels` the classes in them are drawn."""
-        if source == "unrelated":
-            texts = public_texts("embedded", self.sizes.public, seed=SERVER_SEED)
-        else:
-            texts = self.tweets.public
+        unrelated = source == "unrelated"
+        texts = public_texts("embedded", self.sizes.public, seed=SERVER_SEED) if unrelated else self.tweets.public
         classes = self.tweets.public_labels if labels else drawn_labels(len(texts))
         return self.rows(texts, classes, balanced=labels)
+
+    def unlabelled(self) -> tuple[str, ...]:
+        """Texts that a flat prior is matched on: the arm's own public ones; of the marks, the related ones."""
+        if self.arm.public == "none" and self.arm.kind == "federation" and self.server.config.compresses:
+            return ()
+        if self.arm.public == "unrelated":
+            return public_texts("embedded", self.sizes.public, seed=SERVER_SEED)
+        return self.tweets.public
 
     def sites(self) -> list[TokenRows]:
         """Training rows of each site; of the control, an equal deal of the public ones."""
@@ -232,11 +238,12 @@ def _scores(job: Job, own: list[Arrays], public: TokenRows | None) -> Metrics:
     if server.config.compresses:
         out["compressed-zero-shot"] = scorer(server.route("compressed-zero-shot"))
     for kind in kinds:
-        each = []
+        each: list[Metrics] = []
         for arrays in own or [server.adapter_arrays()]:
             with server.using(arrays):
-                each.append(scorer(server.route(kind)))
-        out[kind] = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+                each.append(scorer.plain_and_matched(kind) if kind == "adap-fu" else {kind: scorer(server.route(kind))})
+        for name in each[0]:
+            out[name] = {key: float(np.mean([one[name][key] for one in each])) for key in each[0][name]}
     if server.config.calibrate_steps and public is not None and server.emulator is not None and not own:
         server.calibrate(public, ROUNDS, [tokens[0] for tokens in job.words.tokens])
         out["adap-fu-calibrated"] = scorer(server.route("adap-fu"))
@@ -267,6 +274,19 @@ class Scorer:
             return {"nll": _number(written.nll), "text": _number(written.text_nll), "end": _number(written.end_nll)}
         return self.of(self.likelihoods(route), calibration)
 
+    def plain_and_matched(self, kind: str) -> Metrics:
+        """A route as it answers and, in classification, with the biases that give it a flat prior on public prompts."""
+        route, texts = self._job.server.route(kind), self._job.unlabelled()
+        if self._job.table == "generation" or not texts:
+            return {kind: self(route)}
+        found = self.likelihoods(route)
+        return {kind: self.of(found), f"{kind}, no labels": self.of(found, self.flat_prior(route, texts))}
+
+    def flat_prior(self, route: Route, texts: tuple[str, ...]) -> Calibration:
+        """Biases with which unlabelled prompts get every class equally often."""
+        prompts = questions(texts, self._job.words, self._job.tokenizer)
+        return match_prior(LabelScorer(prompts, cache_of=self._job.states.of).log_likelihoods(route))
+
     def likelihoods(self, route: Route) -> Array:
         """Log-likelihoods of the label words on the test rows."""
         return self._labels.log_likelihoods(route)
@@ -293,8 +313,7 @@ def _zero_shot(job: Job) -> Metrics:
     labels = job.tweets.labels
     weights = class_weights(np.bincount(labels, minlength=len(WORDS)))  # as in the tail's own loss
     fitted = fit_bias_and_scale(LabelScorer(train, cache_of=job.states.of).log_likelihoods(route), labels, weights)
-    public = questions(job.tweets.public, job.words, job.tokenizer)
-    matched = match_prior(LabelScorer(public, cache_of=job.states.of).log_likelihoods(route))
+    matched = scorer.flat_prior(route, job.unlabelled())
     return out | {"biases, train labels": scorer.of(test, fitted), "biases, no labels": scorer.of(test, matched)}
 
 

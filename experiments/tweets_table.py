@@ -14,6 +14,7 @@ ROUTES = {
     "compressed-zero-shot": "compressed, untuned",
     "adap-emu": "AdapEmu",
     "adap-fu": "AdapFu",
+    "adap-fu, no labels": "AdapFu, biases matched to a flat prior, no labels",
     "adap-fu-calibrated": "AdapFu, calibrated",
     "biases, train labels": "biases and scale fitted to training labels",
     "biases, no labels": "biases matched to a flat prior, no labels",
@@ -81,10 +82,11 @@ def table_lines(rows: Sequence[Row], table: str) -> list[str]:
                 continue
             cells = [mean_sd([one[name] for one in found if name in one]) for name in names]
             part = mean_sd([100 * one for one in shares(rows, table, arm.name, route)], 0)
-            title = "full model" if arm.name in ONE_ROUTE and route == "adap-fu" else label
+            title = label.replace("AdapFu", "full model") if arm.name in ONE_ROUTE else label
+            public = "related" if arm.name in ONE_ROUTE and route.endswith("no labels") else arm.public
             used = "yes" if arm.labels else "no"
             lines.append(
-                f"| {arm.name} | {title} | {' | '.join(cells)} | {part + ' %' if part else ''} | {arm.public} | {used} "
+                f"| {arm.name} | {title} | {' | '.join(cells)} | {part + ' %' if part else ''} | {public} | {used} "
                 f"| {len(found)} |"
             )
     return lines

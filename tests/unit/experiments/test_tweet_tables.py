@@ -70,6 +70,13 @@ def test_table_has_a_line_for_each_way_through_the_model():
     assert "| fedbiot .2 related | AdapEmu | 0.600 | 0.650 | 1.000 | 75 % | related | no | 1 |" in printed
 
 
+def test_a_mark_s_prior_is_of_the_related_text():
+    rows = lines({"zero-shot": 0.5, "fedlora-tail": 0.7}, 0)
+    rows[-1]["adap-fu, no labels"] = {"accuracy": 0.5, "recall": 0.6, "nll": 1.0}
+    line = "| full model, biases matched to a flat prior, no labels | 0.500 | 0.600 | 1.000 | 50 % | related"
+    assert any(line in printed for printed in table_lines(rows, "classification"))
+
+
 def test_a_seed_draws_private_rows_and_no_public_or_test_rows(tmp_path: Path):
     for kind, name in FILES.items():
         with gzip.open(tmp_path / name, "wt") as file:

@@ -123,6 +123,23 @@ def test_a_line_is_the_protocol_done_by_hand(data, tmp_path):
         picked = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         nll = -picked[np.arange(SIZES.test), tweets.test_labels].mean()
         assert found[route]["nll"] == pytest.approx(nll, rel=1e-4)
+    public = LabelScorer(questions(tweets.public, words, base.tokenizer)).log_likelihoods(server.route("adap-fu"))
+    bias = np.zeros(3)
+    for _ in range(500):  # the fixed point at which public prompts get every class equally often
+        shown = np.exp(public + bias)
+        bias -= np.log(3 * (shown / shown.sum(axis=1, keepdims=True)).mean(axis=0))
+    moved = scores + bias
+    picked = moved - np.log(np.exp(moved).sum(axis=1, keepdims=True))
+    nll = -picked[np.arange(SIZES.test), tweets.test_labels].mean()
+    assert found["adap-fu, no labels"]["nll"] == pytest.approx(nll, rel=1e-4) != pytest.approx(found["adap-fu"]["nll"])
+
+
+def test_without_public_text_no_prior_is_known(data, tmp_path):
+    found = run(Arm("none", config={"beta": 0.5, "align_first": 0, "align_every": 0}), data, tmp_path)
+    assert "adap-fu" in found
+    assert "adap-fu, no labels" not in found
+    marks = run(Arm("tail", config={"method": "fedlora-tail"}), data, tmp_path)
+    assert "adap-fu, no labels" in marks  # of a mark, on the related text
 
 
 def test_the_digest_knows_defaults(monkeypatch):
