@@ -54,8 +54,16 @@ def save(session: LanguageSession, folder: Path, card: Mapping[str, str]) -> Non
     if session.makes_features:
         save_feature_model(folder / "model", server, session.config.data.layer)
     if server.config.federated and session.exchange.tuned:
-        arrays, compressed = server.adapter_arrays(), server.config.compresses
-        export_adapter(folder / "adapter", server.base, server.adapter, arrays, card, compressed=compressed)
+        bias = () if session.scores is None else session.scores.class_bias("adap-fu")
+        export_adapter(
+            folder / "adapter",
+            server.base,
+            server.adapter,
+            server.adapter_arrays(),
+            card,
+            compressed=server.config.compresses,
+            class_bias=bias,
+        )
 
 
 def _calibrate(session: LanguageSession) -> bool:

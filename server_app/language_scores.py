@@ -116,6 +116,11 @@ class LanguageScores:
         route = self._server.route(kind)
         return RouteScores(*rows.both(route, self._prior(kind) if prior else None))
 
+    def class_bias(self, kind: str) -> tuple[float, ...]:
+        """Biases (nats, one a class) with which a route gives every class an equal share of public prompts; or none."""
+        prior = self._prior(kind)
+        return () if prior is None else prior.bias
+
     def _prior(self, kind: str) -> Calibration | None:
         """What this route says whatever the text."""
         from llm_qfl.language.task import public_prior

@@ -143,6 +143,7 @@ ROUTES = (
     ("compressed-zero-shot", "calibrated", "compressed zero-shot *"),
     ("adap-emu", "plain", "adapter, compressed"),
     ("adap-fu", "plain", "adapter, full model"),
+    ("adap-fu", "calibrated", "adapter, full model *"),
     ("adap-fu-calibrated", "plain", "the same, calibrated"),
 )
 
@@ -157,7 +158,8 @@ def language_lines(language: Json) -> list[str]:
         return [f"language model {name}: not scored"]
     rows = [(label, (test.get(kind) or {}).get(how) or {}) for kind, how, label in ROUTES]
     if not any(found for label, found in rows if label.endswith("*")):  # no prior is known: as the model answers
-        rows = [(label.removesuffix(" *"), (test.get(kind) or {}).get("plain") or {}) for kind, _, label in ROUTES]
+        plain = {label.removesuffix(" *"): (test.get(kind) or {}).get("plain") or {} for kind, _, label in ROUTES}
+        rows = list(plain.items())
     lines = ["", f"{'language model':<24}{'accuracy':>10}{'balanced':>10}{'loss':>10}   {name}"]
     for label, found in rows:
         if not found:

@@ -78,11 +78,18 @@ def predict(
         typer.Option("--with", help="The QNN, or the full language model with the run's adapter."),
     ] = "qnn",
     base: Base = None,
+    flat_prior: Annotated[
+        bool,
+        typer.Option(
+            "--flat-prior",
+            help="With the language model: divide out what it says whatever the text, as measured on public text.",
+        ),
+    ] = False,
 ) -> None:
     """Predict classes and probabilities for the rows of a CSV, from the run folder (and the base language model)."""
     from llm_qfl.cli.predict import predict_csv, write_text
 
-    text = predict_csv(run, data, model=model, base=base)
+    text = predict_csv(run, data, model=model, base=base, flat_prior=flat_prior)
     if output is None:
         typer.echo(text, nl=False)
     else:

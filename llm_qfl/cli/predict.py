@@ -24,7 +24,9 @@ from llm_qfl.federation.types import Array
 Model = Literal["qnn", "language"]
 
 
-def predict_csv(run: Path, data: Path, *, model: Model = "qnn", base: str | None = None) -> str:
+def predict_csv(
+    run: Path, data: Path, *, model: Model = "qnn", base: str | None = None, flat_prior: bool = False
+) -> str:
     """Predictions as CSV: `prediction`, then a column `probability_<class>` for each class, a line per row.
 
     Args:
@@ -32,13 +34,14 @@ def predict_csv(run: Path, data: Path, *, model: Model = "qnn", base: str | None
         data: a CSV file (also `.gz`) with the run's columns, in any order; further columns are not read.
         model: `qnn`, or `language`: the full language model with the run's adapter.
         base: the base language model's folder, hub id or name, where one is needed; default: what the run had.
+        flat_prior: of `language`: with the class prior that the run measured on public text divided out.
 
     Raises:
         RunFolderError: a folder is missing or damaged.
         DataError: columns are missing, or rows are not what the run had.
         LanguageError: the language model cannot be had, or is not the one that the adapter was made for.
     """
-    probabilities, class_names = predict_rows(run, data, model=model, base=base)
+    probabilities, class_names = predict_rows(run, data, model=model, base=base, flat_prior=flat_prior)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["prediction", *(f"probability_{name}" for name in class_names)])
@@ -48,7 +51,7 @@ def predict_csv(run: Path, data: Path, *, model: Model = "qnn", base: str | None
 
 
 def predict_rows(
-    run: Path, data: Path, *, model: Model = "qnn", base: str | None = None
+    run: Path, data: Path, *, model: Model = "qnn", base: str | None = None, flat_prior: bool = False
 ) -> tuple[Array, tuple[str, ...]]:
     """Probabilities (N, C) and class names.
 
@@ -61,7 +64,10 @@ def predict_rows(
         from llm_qfl.cli.predict_language import language_probabilities
 
         setup = _read_setup(run / "model" / "features.json")
-        return language_probabilities(run, read_rows(data, setup), setup, base), setup.class_names
+        rows = read_rows(data, setup)
+        return language_probabilities(run, rows, setup, base, flat_prior=flat_prior), setup.class_names
+    if flat_prior:
+        raise RunFolderError("--flat-prior is about the language model's label words; it goes with --with language")
     from llm_qfl.quantum.folder import load_model
 
     qnn, theta, about = load_model(run / "model")

@@ -42,19 +42,22 @@ def text_plan(run: Path, setup: Setup) -> tuple[TextPlan, int]:
     return setup.text, limit
 
 
-def language_probabilities(run: Path, table: Table, setup: Setup, base: str | None) -> Array:
+def language_probabilities(
+    run: Path, table: Table, setup: Setup, base: str | None, *, flat_prior: bool = False
+) -> Array:
     """p(class | row), (N, C): likelihoods of the label words after each prompt, normalised over the classes.
 
-    Nothing is calibrated: they are those behind the run's plain AdapFu scores.
+    They are those behind the run's AdapFu scores: plain, or with the class prior divided out.
 
     Args:
         run: the run folder.
         table: the rows.
         setup: the run's.
         base: the base model's folder, hub id or name; default: what the run had.
+        flat_prior: divide out the class prior that the run measured on public text.
 
     Raises:
-        RunFolderError: the run has no adapter, or one that names no classes.
+        RunFolderError: the run has no adapter, one that names no classes, or measured no prior.
         LanguageError: packages are missing, the base model is another one or not to be had, the adapter does not fit
             it, or a row does not fit in the tokens.
     """
@@ -63,14 +66,30 @@ def language_probabilities(run: Path, table: Table, setup: Setup, base: str | No
     from llm_qfl.language.scoring import Calibration, LabelScorer
     from llm_qfl.language.task import TaskView
 
+    calibration = Calibration(class_bias(tuned, plan)) if flat_prior else Calibration.none(len(plan.words))
     numbers, _ = encode(table, setup.encoding, k=setup.k)
     texts = plan.row_texts(table, numbers, np.arange(len(table)))
     route, base_model = _full_model(run, tuned)
     config = LanguageConfig().model_copy(update={"max_tokens": limit})
     rows = TaskView.of(plan, config, base_model.tokenizer).prompts(texts)
     scorer = LabelScorer(rows, cache_of=lambda *_: None)  # each row is seen once: nothing to keep
-    found: Array = np.exp(Calibration.none(len(plan.words)).log_probabilities(scorer.log_likelihoods(route)))
+    found: Array = np.exp(calibration.log_probabilities(scorer.log_likelihoods(route)))
     return found
+
+
+def class_bias(tuned: TunedAdapter, plan: TextPlan) -> tuple[float, ...]:
+    """The biases that the run measured, one a class.
+
+    Raises:
+        RunFolderError: it measured none, or of other classes.
+    """
+    bias = tuned.read.class_bias
+    if len(bias) != len(plan.words) or not np.isfinite(bias).all():
+        raise RunFolderError(
+            f"{tuned.folder}: --flat-prior needs {len(plan.words)} finite class biases in base.json, got "
+            f"{list(bias) or 'none'}; leave --flat-prior away, or do the run again"
+        )
+    return bias
 
 
 def hidden_states(run: Path, table: Table, base: str | None) -> Array:

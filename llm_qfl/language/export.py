@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class AdapterFolder:
         spec: the LoRA's shape.
         layers: numbers of its layers in the full model.
         arrays: its matrices, named as in `LoraAdapter`.
+        class_bias: nats, one a class; added to the label words' log-likelihoods they give every class an equal share
+            of the run's public prompts. Empty where none were measured.
     """
 
     base_name: str
@@ -43,6 +45,7 @@ class AdapterFolder:
     spec: LoraSpec
     layers: tuple[int, ...]
     arrays: Arrays
+    class_bias: tuple[float, ...] = ()
 
 
 def export_adapter(
@@ -53,6 +56,7 @@ def export_adapter(
     card: Mapping[str, str],
     *,
     compressed: bool = True,
+    class_bias: Sequence[float] = (),
 ) -> None:
     """Write the PEFT folder.
 
@@ -63,6 +67,7 @@ def export_adapter(
         arrays: its matrices, named by the layers of the full model.
         card: lines for the model card: what -> value (data set, method, scores, ...).
         compressed: did sites hold a compressed model? For the card.
+        class_bias: as in `AdapterFolder`.
 
     Raises:
         LanguageError: where it cannot be written.
@@ -75,10 +80,13 @@ def export_adapter(
     def write(part: Path) -> None:
         _peft_config(family, spec, layers, name, base).save_pretrained(part)
         save_file(tensors, part / WEIGHTS_FILE, metadata={"format": "pt"})
-        (part / BASE_FILE).write_text(
-            json.dumps({"name": name, "digest": base.digest, "lora": asdict(spec), "layers": layers}, indent=1)
-        )
-        (part / "README.md").write_text(_card(name, base.digest, spec, layers, card, compressed=compressed))
+        about = {"name": name, "digest": base.digest, "lora": asdict(spec), "layers": layers}
+        lines = dict(card)
+        if class_bias:
+            about["class-bias"] = list(class_bias)
+            lines["class biases for a flat prior, nats"] = ", ".join(f"{one:+.3f}" for one in class_bias)
+        (part / BASE_FILE).write_text(json.dumps(about, indent=1))
+        (part / "README.md").write_text(_card(name, base.digest, spec, layers, lines, compressed=compressed))
 
     write_folder(folder, write, size=sum(v.nbytes for v in arrays.values()), what="the adapter")
 
@@ -93,12 +101,13 @@ def read_adapter(folder: Path) -> AdapterFolder:
     try:
         spec, layers = LoraSpec(**data["lora"]), tuple(int(i) for i in data["layers"])
         name, digest = str(data["name"]), str(data["digest"])
+        bias = tuple(float(one) for one in data.get("class-bias", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise LanguageError(f"adapter folder: {folder / BASE_FILE} lacks a field: {error}") from error
     path = folder / WEIGHTS_FILE
     check_tensor_files([path])
     arrays = {_own_key(key): value.float().numpy() for key, value in load_file(path).items()}
-    return AdapterFolder(name, digest, spec, layers, arrays)
+    return AdapterFolder(name, digest, spec, layers, arrays, bias)
 
 
 def load_tuned(base: BaseModel, folder: Path) -> Route:

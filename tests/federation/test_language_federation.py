@@ -132,6 +132,7 @@ def test_a_run_folder_with_a_language_model(tmp_path):
     tuned = read_adapter(run.folder / "adapter")
     assert tuned.layers == session.server.plan.adapter == (3,)
     assert same(tuned.arrays, session.server.adapter_arrays())
+    assert tuned.class_bias == session.scores.class_bias("adap-fu") != (0, 0)
     assert "data" in (run.folder / "adapter" / "README.md").read_text()
     lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
     assert [len(line["language"]["answers"]) for line in lines] == [2, 2]

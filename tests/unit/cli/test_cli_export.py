@@ -26,6 +26,7 @@ from llm_qfl.language.models import load_base
 from llm_qfl.language.server import ServerLanguage
 
 CLASSES = ("negative", "positive")
+BIAS = (0.75, -0.75)
 TEXTS = ("I love this, truly", 'it is "bad", and sad', "meh")
 OLD_NAME = "ignore:`is_gradient_checkpointing`:FutureWarning"  # peft 0.21 asks transformers 5.23 by its old name
 
@@ -37,7 +38,8 @@ def make_run(folder, model="tiny-6", task="classification"):
     rng = np.random.default_rng(0)
     values = {k: rng.normal(0, 0.2, v.shape).astype(np.float32) for k, v in server.adapter.arrays().items()}
     server.set_adapter(values)
-    export_adapter(folder / "adapter", server.base, server.adapter, values, {"rounds": "3", "method": "fedbiot"})
+    card = {"rounds": "3", "method": "fedbiot"}
+    export_adapter(folder / "adapter", server.base, server.adapter, values, card, class_bias=BIAS)
     plan = TextPlan("text", "Text: {row}\nClass:", CLASSES)
     none = FeatureMap("none", np.zeros(1), np.ones(1), np.eye(1))
     setup = Setup(CLASSES, "language", 4, ("tweet",), none, plan)
@@ -120,6 +122,21 @@ def test_exported_folder_and_predictions_are_those_of_peft(folder, data, tmp_pat
     np.testing.assert_allclose(found, plain_probabilities(peft, base.tokenizer), atol=1e-5)
     with peft.disable_adapter():
         assert np.abs(found - plain_probabilities(peft, base.tokenizer)).max() > 1e-2
+
+
+def test_the_prior_that_the_run_measured_is_divided_out(folder, data):
+    plain = predictions(folder, data, "--with", "language")
+    odds = plain * np.exp(BIAS)
+    found = predictions(folder, data, "--with", "language", "--flat-prior")
+    np.testing.assert_allclose(found, odds / odds.sum(axis=1, keepdims=True), rtol=1e-6)
+    assert "| class biases for a flat prior, nats | +0.750, -0.750 |" in (folder / "adapter" / "README.md").read_text()
+    about = json.loads((folder / "adapter" / "base.json").read_text())
+    for bias in ([0.5], [float("nan"), 0.5], None):
+        (folder / "adapter" / "base.json").write_text(json.dumps({**about, "class-bias": bias or []}))
+        refused(
+            "--flat-prior needs 2 finite class biases", "predict", folder, data, "--with", "language", "--flat-prior"
+        )
+    refused("--flat-prior is about the language model", "predict", folder, data, "--flat-prior")
 
 
 @pytest.mark.filterwarnings(OLD_NAME)

@@ -111,6 +111,15 @@ def test_federated_test_rows_have_no_score_on_the_full_model(language_run):
     lines = language_lines(summary["language"])
     assert not any(line.startswith("adapter, full model") for line in lines)
     assert not any("*" in line for line in lines)
+    assert len({line[:24] for line in lines[2:]}) == len(lines[2:])  # no route twice
+
+
+def test_the_terminal_shows_the_adapter_with_and_without_the_prior(language_run):
+    _, summary, _ = language_run()
+    lines = [line.split("  ")[0] for line in language_lines(summary["language"])]
+    assert [line for line in lines if line.startswith("adapter, ")] == [
+        "adapter, compressed", "adapter, full model", "adapter, full model *",
+    ]  # fmt: skip
 
 
 def test_written_texts_have_losses_alone(language_run):
