@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 
 from experiments.tweets_arms import CLASSIFICATION, COMMON, EARLY, GENERATION, TABLES, order
 from experiments.tweets_data import FILES, Sizes, deal, drawn_labels, read_tweets
+from experiments.tweets_run import settings_digest
 from experiments.tweets_table import share, shares, table_lines
 from llm_qfl.federation.config_language import LanguageConfig
+
+ARMS = {table: {arm.name: arm for arm in arms} for table, arms in TABLES.items()}
 
 
 def lines(recalls: dict[str, float], seed: int) -> list[dict[str, object]]:
@@ -75,6 +79,30 @@ def test_a_mark_s_prior_is_of_the_related_text():
     rows[-1]["adap-fu, no labels"] = {"accuracy": 0.5, "recall": 0.6, "nll": 1.0}
     line = "| full model, biases matched to a flat prior, no labels | 0.500 | 0.600 | 1.000 | 50 % | related"
     assert any(line in printed for printed in table_lines(rows, "classification"))
+
+
+def seen(line: str) -> tuple[tuple[str, str], int]:
+    """(arm, model) of a printed line, and its seeds."""
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    return (cells[0], cells[1]), int(cells[-1])
+
+
+def test_the_readme_shows_what_the_kept_lines_say():
+    """Every line that they print is in the README; but where it has more seeds, whose lines were lost."""
+    root = Path(__file__).parents[3]
+    rows = [json.loads(line) for line in (root / "experiments" / "kept" / "tweets.jsonl").read_text().splitlines()]
+    assert all(
+        row["settings"] == settings_digest(row["table"], ARMS[row["table"]][row["arm"]], Sizes()) for row in rows
+    )
+    text = (root / "README.md").read_text()
+    for table, title in (("classification", "\nClassification ("), ("generation", "\nWriting a tweet")):
+        shown = text[text.index(title) :].split("\n\n")[1].splitlines()
+        seeds = dict(seen(line) for line in shown[2:])
+        printed = table_lines([row for row in rows if row["table"] == table], table)
+        assert shown[:2] == printed[:2]
+        for line in printed[2:]:
+            place, count = seen(line)
+            assert line in shown or seeds[place] > count, line
 
 
 def test_a_seed_draws_private_rows_and_no_public_or_test_rows(tmp_path: Path):
