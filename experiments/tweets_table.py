@@ -14,7 +14,7 @@ ROUTES = {
     "compressed-zero-shot": "compressed, untuned",
     "adap-emu": "AdapEmu",
     "adap-fu": "AdapFu",
-    "adap-fu, no labels": "AdapFu, biases matched to a flat prior, no labels",
+    "adap-fu, no labels": "AdapFu, biases matched to a flat prior",
     "adap-fu-calibrated": "AdapFu, calibrated",
     "biases, train labels": "biases and scale fitted to training labels",
     "biases, no labels": "biases matched to a flat prior, no labels",

@@ -140,6 +140,7 @@ class LanguageSession:
         self.left_out: dict[str, str] = {}
         self.trainers: tuple[str, ...] = ()
         self.scores: LanguageScores | None = None
+        self.class_bias: dict[str, float] = {}  # of the final adapter on the full model
         self.exchange = AdapterRounds(self)
         self.found: dict[str, dict[str, RouteScores]] = {"test": {}, "validation": {}}
         """Scores of the final adapter by part and route."""

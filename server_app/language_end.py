@@ -39,12 +39,15 @@ def finish(session: LanguageSession, evaluations: Sequence[Evaluation]) -> None:
         for part, found in session.found.items():
             if session.scores.rows(part) is not None:
                 found[CALIBRATED] = session.scores.route(part, "adap-fu")
+    if tuned and session.scores.parts and session.server.config.federated:  # else the full model is not run here at all
+        session.class_bias = session.scores.class_bias("adap-fu")
     session.timing.score += time.monotonic() - started - session.timing.calibrate
 
 
 def save(session: LanguageSession, folder: Path, card: Mapping[str, str]) -> None:
     """Write the PEFT folder `adapter/` with the full model's layer numbers; nothing where no adapter was averaged.
 
+    With the adapter lie the class biases that `finish` has measured of it.
     Where states are the rows' numbers, what makes them goes beside the QNN, into `model/`.
     """
     from llm_qfl.language.export import export_adapter
@@ -54,7 +57,6 @@ def save(session: LanguageSession, folder: Path, card: Mapping[str, str]) -> Non
     if session.makes_features:
         save_feature_model(folder / "model", server, session.config.data.layer)
     if server.config.federated and session.exchange.tuned:
-        bias = () if session.scores is None else session.scores.class_bias("adap-fu")
         export_adapter(
             folder / "adapter",
             server.base,
@@ -62,7 +64,7 @@ def save(session: LanguageSession, folder: Path, card: Mapping[str, str]) -> Non
             server.adapter_arrays(),
             card,
             compressed=server.config.compresses,
-            class_bias=bias,
+            class_bias=session.class_bias,
         )
 
 

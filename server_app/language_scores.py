@@ -116,10 +116,16 @@ class LanguageScores:
         route = self._server.route(kind)
         return RouteScores(*rows.both(route, self._prior(kind) if prior else None))
 
-    def class_bias(self, kind: str) -> tuple[float, ...]:
-        """Biases (nats, one a class) with which a route gives every class an equal share of public prompts; or none."""
+    def class_bias(self, kind: str) -> dict[str, float]:
+        """Biases (nats, by label word) with which a route gives every class an equal share of public prompts; or none.
+
+        Raises:
+            LanguageError: the model's answers are not finite.
+        """
         prior = self._prior(kind)
-        return () if prior is None else prior.bias
+        if prior is None or self._view.words is None:
+            return {}
+        return dict(zip(self._view.plan.words, prior.bias, strict=True))
 
     def _prior(self, kind: str) -> Calibration | None:
         """What this route says whatever the text."""

@@ -144,7 +144,7 @@ ROUTES = (
     ("adap-emu", "plain", "adapter, compressed"),
     ("adap-fu", "plain", "adapter, full model"),
     ("adap-fu", "calibrated", "adapter, full model *"),
-    ("adap-fu-calibrated", "plain", "the same, calibrated"),
+    ("adap-fu-calibrated", "plain", "full model, calibrated"),
 )
 
 

@@ -37,7 +37,7 @@ def predict_csv(
         flat_prior: of `language`: with the class prior that the run measured on public text divided out.
 
     Raises:
-        RunFolderError: a folder is missing or damaged.
+        RunFolderError: a folder is missing or damaged, or an option does not go with the model.
         DataError: columns are missing, or rows are not what the run had.
         LanguageError: the language model cannot be had, or is not the one that the adapter was made for.
     """

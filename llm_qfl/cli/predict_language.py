@@ -47,7 +47,8 @@ def language_probabilities(
 ) -> Array:
     """p(class | row), (N, C): likelihoods of the label words after each prompt, normalised over the classes.
 
-    They are those behind the run's AdapFu scores: plain, or with the class prior divided out.
+    They are those of the adapter that the run folder holds (AdapFu, after the calibration where the run had one), plain
+    or with the class prior divided out.
 
     Args:
         run: the run folder.
@@ -84,12 +85,13 @@ def class_bias(tuned: TunedAdapter, plan: TextPlan) -> tuple[float, ...]:
         RunFolderError: it measured none, or of other classes.
     """
     bias = tuned.read.class_bias
-    if len(bias) != len(plan.words) or not np.isfinite(bias).all():
+    if set(bias) != set(plan.words):
         raise RunFolderError(
-            f"{tuned.folder}: --flat-prior needs {len(plan.words)} finite class biases in base.json, got "
-            f"{list(bias) or 'none'}; leave --flat-prior away, or do the run again"
+            f"{tuned.folder}: --flat-prior needs class biases of {', '.join(plan.words)} in base.json, got "
+            f"{', '.join(bias) or 'none'}; they are measured where the server holds validation or test rows "
+            "(data.test, data.validation); leave --flat-prior away"
         )
-    return bias
+    return tuple(bias[word] for word in plan.words)
 
 
 def hidden_states(run: Path, table: Table, base: str | None) -> Array:

@@ -26,11 +26,13 @@ class DistributedEmulator:
         digest: of the values that sites must have in the next round.
         sent: these, as they are sent, `emulator/<layer>/<module>/<A|B>`.
         first: values (float32) as first distributed; features for the QNN come from that version in the whole run.
+        first_sent: these, as they were sent.
     """
 
     digest: str
     sent: Arrays
     first: Arrays
+    first_sent: Arrays
 
     def __init__(self, lora: LoraAdapter, wire: str) -> None:
         self.lora, self._wire = lora, wire

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -36,8 +38,8 @@ class AdapterFolder:
         spec: the LoRA's shape.
         layers: numbers of its layers in the full model.
         arrays: its matrices, named as in `LoraAdapter`.
-        class_bias: nats, one a class; added to the label words' log-likelihoods they give every class an equal share
-            of the run's public prompts. Empty where none were measured.
+        class_bias: nats, by label word; added to the words' log-likelihoods they give every class an equal share of
+            public prompts (the first of the run's). Empty where none were measured.
     """
 
     base_name: str
@@ -45,7 +47,7 @@ class AdapterFolder:
     spec: LoraSpec
     layers: tuple[int, ...]
     arrays: Arrays
-    class_bias: tuple[float, ...] = ()
+    class_bias: Mapping[str, float] = field(default_factory=dict)
 
 
 def export_adapter(
@@ -56,7 +58,7 @@ def export_adapter(
     card: Mapping[str, str],
     *,
     compressed: bool = True,
-    class_bias: Sequence[float] = (),
+    class_bias: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Write the PEFT folder.
 
@@ -83,8 +85,8 @@ def export_adapter(
         about = {"name": name, "digest": base.digest, "lora": asdict(spec), "layers": layers}
         lines = dict(card)
         if class_bias:
-            about["class-bias"] = list(class_bias)
-            lines["class biases for a flat prior, nats"] = ", ".join(f"{one:+.3f}" for one in class_bias)
+            about["class-bias"] = dict(class_bias)
+            lines["class biases for a flat prior, nats"] = ", ".join(f"{k} {v:+.3f}" for k, v in class_bias.items())
         (part / BASE_FILE).write_text(json.dumps(about, indent=1))
         (part / "README.md").write_text(_card(name, base.digest, spec, layers, lines, compressed=compressed))
 
@@ -101,9 +103,14 @@ def read_adapter(folder: Path) -> AdapterFolder:
     try:
         spec, layers = LoraSpec(**data["lora"]), tuple(int(i) for i in data["layers"])
         name, digest = str(data["name"]), str(data["digest"])
-        bias = tuple(float(one) for one in data.get("class-bias", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise LanguageError(f"adapter folder: {folder / BASE_FILE} lacks a field: {error}") from error
+    bias = data.get("class-bias", {})
+    if not isinstance(bias, dict) or not all(type(value) is float and isfinite(value) for value in bias.values()):
+        raise LanguageError(
+            f"adapter folder: {folder / BASE_FILE}: expected class-bias to map label words to numbers, got {bias!r}; "
+            "copy the folder again"
+        )
     path = folder / WEIGHTS_FILE
     check_tensor_files([path])
     arrays = {_own_key(key): value.float().numpy() for key, value in load_file(path).items()}

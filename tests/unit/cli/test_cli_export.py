@@ -26,7 +26,7 @@ from llm_qfl.language.models import load_base
 from llm_qfl.language.server import ServerLanguage
 
 CLASSES = ("negative", "positive")
-BIAS = (0.75, -0.75)
+BIAS = {"positive": -0.75, "negative": 0.75}
 TEXTS = ("I love this, truly", 'it is "bad", and sad', "meh")
 OLD_NAME = "ignore:`is_gradient_checkpointing`:FutureWarning"  # peft 0.21 asks transformers 5.23 by its old name
 
@@ -126,17 +126,28 @@ def test_exported_folder_and_predictions_are_those_of_peft(folder, data, tmp_pat
 
 def test_the_prior_that_the_run_measured_is_divided_out(folder, data):
     plain = predictions(folder, data, "--with", "language")
-    odds = plain * np.exp(BIAS)
+    odds = plain * np.exp([BIAS[name] for name in CLASSES])
     found = predictions(folder, data, "--with", "language", "--flat-prior")
     np.testing.assert_allclose(found, odds / odds.sum(axis=1, keepdims=True), rtol=1e-6)
-    assert "| class biases for a flat prior, nats | +0.750, -0.750 |" in (folder / "adapter" / "README.md").read_text()
-    about = json.loads((folder / "adapter" / "base.json").read_text())
-    for bias in ([0.5], [float("nan"), 0.5], None):
-        (folder / "adapter" / "base.json").write_text(json.dumps({**about, "class-bias": bias or []}))
-        refused(
-            "--flat-prior needs 2 finite class biases", "predict", folder, data, "--with", "language", "--flat-prior"
-        )
+    card = (folder / "adapter" / "README.md").read_text()
+    assert "| class biases for a flat prior, nats | positive -0.750, negative +0.750 |" in card
     refused("--flat-prior is about the language model", "predict", folder, data, "--flat-prior")
+
+
+def test_biases_that_are_missing_or_damaged_are_refused(folder, data):
+    path, asked = folder / "adapter" / "base.json", ("predict", folder, data, "--with", "language")
+    about = json.loads(path.read_text())
+    plain = predictions(*asked[1:])
+    for bias in ({"negative": 0.5}, {"negative": 0.5, "good": -0.5}, {}):
+        path.write_text(json.dumps({**about, "class-bias": bias}))
+        refused("--flat-prior needs class biases of negative, positive", *asked, "--flat-prior")
+        np.testing.assert_array_equal(predictions(*asked[1:]), plain)
+    del about["class-bias"]
+    path.write_text(json.dumps(about))  # of a run before there were any
+    refused("got none; they are measured where", *asked, "--flat-prior")
+    for bias in ("12", None, [0.5, -0.5], {"negative": True}, {"negative": "1"}, {"negative": float("nan")}):
+        path.write_text(json.dumps({**about, "class-bias": bias}))
+        refused("expected class-bias to map label words to numbers", *asked)
 
 
 @pytest.mark.filterwarnings(OLD_NAME)

@@ -126,12 +126,22 @@ def test_the_end_scores_each_part_then_calibrates_on_the_label_words_alone(sessi
         return {"adap-fu": part}
 
     monkeypatch.setattr(session.server, "calibrate", calibrate)
+
+    def class_bias(kind):
+        done.append(f"bias of {kind}")  # of the adapter that is kept
+        return {"up": 1.0}
+
     again = SimpleNamespace(
-        parts=("test", "validation"), rows=lambda part: part, final=final, route=lambda part, kind: (part, kind)
+        parts=("test", "validation"),
+        rows=lambda part: part,
+        final=final,
+        route=lambda part, kind: (part, kind),
+        class_bias=class_bias,
     )
     session.scores = again
     finish(session, [])
-    assert done == ["test", "validation", "calibrated"]
+    assert done == ["test", "validation", "calibrated", "bias of adap-fu"]
+    assert session.class_bias == {"up": 1.0}
     assert session.found == {p: {"adap-fu": p, "adap-fu-calibrated": (p, "adap-fu")} for p in ("test", "validation")}
 
 

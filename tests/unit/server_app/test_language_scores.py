@@ -67,7 +67,7 @@ def test_every_route_is_scored_along_itself_and_less_its_own_prior(server) -> No
             shift = brentq(lambda bias, public=public: expit(public + bias).mean() - 0.5, -50, 50, xtol=1e-10)
             assert both.plain.loss_sum == pytest.approx(loss_sum(margin, labels), rel=1e-4), kind
             assert both.calibrated.loss_sum == pytest.approx(loss_sum(margin + shift, labels), rel=1e-3), kind
-            assert scores.class_bias(kind) == pytest.approx((shift / 2, -shift / 2), abs=1e-3)
+            assert scores.class_bias(kind) == pytest.approx({"up": shift / 2, "down": -shift / 2}, abs=1e-3)
             assert both.plain.rows.tolist() == np.bincount(labels).tolist()
             assert both.plain.correct.sum() == ((margin < 0) == labels).sum()
             seen += [both.plain.loss_sum, both.calibrated.loss_sum]
