@@ -83,6 +83,20 @@ _GOAL = _once(
     _biot("fedot .2 related, 300 steps, emulator rank 64", method="fedot", align_first=300, emulator_rank=64),
     _biot("fedot .5 related, 500 steps, emulator rank 64", beta=0.5, method="fedot", align_first=500, emulator_rank=64),
 )
+# The same with a longer calibration, which classification alone has.
+_LONGER = _once(
+    *(
+        _biot(f"{name}, 200 calibration steps", method="fedot", calibrate_steps=200, **config)
+        for name, config in (
+            ("fedot .2 related", {"beta": 0.2}),
+            ("fedot .5 related, 250 steps", {"beta": 0.5, "align_first": 250}),
+            (
+                "fedot .5 related, 500 steps, emulator rank 64",
+                {"beta": 0.5, "align_first": 500, "emulator_rank": 64},
+            ),
+        )
+    )
+)
 # What is varied is varied where alignment is done once, so that every line shares it.
 _ABLATIONS = _once(
     *(
@@ -109,6 +123,7 @@ CLASSIFICATION = (
     ),
     Arm("features, full model (clients do not hold it)", "features", {"method": "fedlora-tail"}),
     *_GOAL,
+    *_LONGER,
     *_GENTLE,
     *_REST,
     *_ABLATIONS,

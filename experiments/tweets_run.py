@@ -163,7 +163,7 @@ def config_of(table: str, arm: Arm, model: str) -> LanguageConfig:
     """The section `language` of a line."""
     calibrate = {"calibrate_steps": 60} if arm.calibrate and table == "classification" else {}
     return LanguageConfig(
-        **{"model": model, "task": table, **COMMON, "batch_size": BATCH[table], **arm.config, **calibrate}
+        **{"model": model, "task": table, **COMMON, "batch_size": BATCH[table], **calibrate, **arm.config}
     )
 
 
