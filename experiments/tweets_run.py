@@ -91,10 +91,14 @@ class Job:
         weight = class_weights(np.bincount(labels, minlength=len(WORDS))) if balanced else None
         return questions(texts, self.words, self.tokenizer).answered(labels, weight)
 
+    def public_texts(self, source: str) -> tuple[str, ...]:
+        """The public tweets, or as many texts that are unrelated."""
+        unrelated = source == "unrelated"
+        return public_texts("embedded", self.sizes.public, seed=SERVER_SEED) if unrelated else self.tweets.public
+
     def public(self, source: str, *, labels: bool = False) -> TokenRows:
         """Public rows in the form of the task; without `labels` the classes in them are drawn."""
-        unrelated = source == "unrelated"
-        texts = public_texts("embedded", self.sizes.public, seed=SERVER_SEED) if unrelated else self.tweets.public
+        texts = self.public_texts(source)
         classes = self.tweets.public_labels if labels else drawn_labels(len(texts))
         return self.rows(texts, classes, balanced=labels)
 
@@ -102,9 +106,7 @@ class Job:
         """Texts that a flat prior is matched on: the arm's own public ones; of the marks, the related ones."""
         if self.arm.public == "none" and self.arm.kind == "federation" and self.server.config.compresses:
             return ()
-        if self.arm.public == "unrelated":
-            return public_texts("embedded", self.sizes.public, seed=SERVER_SEED)
-        return self.tweets.public
+        return self.public_texts(self.arm.public)
 
     def sites(self) -> list[TokenRows]:
         """Training rows of each site; of the control, an equal deal of the public ones."""
