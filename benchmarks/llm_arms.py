@@ -7,13 +7,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROWS, BATCH, MICRO, TOKENS = 48, 16, 4, 48
 OURS = {"ours": 0, f"ours, micro-batch {MICRO}": MICRO}
 PADDED, PADDING = "plain, pruned model, more padding", 7
+FULL, PRUNED = "plain, full model", "plain, pruned model"
+LEAN = ", head at answers"
+"""transformers' own forward makes logits of every position; these arms ask for those of the answers alone."""
+PLAIN = (FULL, PRUNED, PRUNED + LEAN, f"{FULL}{LEAN}, micro-batch {MICRO}")
 RATE, EPS, DECAY, BETAS_ADAM, CLIP = 2e-3, 0.01, 0.01, (0.9, 0.95), 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a plain step is written.
+
+    Attributes:
+        padding: columns more than the longest row needs.
+        lean: logits at the answers alone.
+        micro: rows at once; 0 takes the batch whole.
+    """
+
+    padding: int = 0
+    lean: bool = False
+    micro: int = 0
+
+    @classmethod
+    def of(cls, arm: str) -> Step:
+        """By the arm's name."""
+        return cls(PADDING if arm == PADDED else 0, LEAN in arm, MICRO if arm.endswith(f"micro-batch {MICRO}") else 0)
 
 
 Times = tuple[float, float]
@@ -115,9 +140,7 @@ def run_ours(given: Mapping[str, Any], epochs: int, beta: float, micro: int) -> 
     return client.adapter.arrays(), seconds, update.size
 
 
-def run_plain(
-    given: Mapping[str, Any], epochs: int, *, full: bool, padding: int = 0
-) -> tuple[dict[str, Any], Times, int]:
+def run_plain(given: Mapping[str, Any], epochs: int, *, full: bool, step: Step) -> tuple[dict[str, Any], Times, int]:
     """The same round with PEFT and a loop: a padded batch through the whole model, loss on the answers."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -147,7 +170,7 @@ def run_plain(
     tuned = _load(peft, sent, plan, count)
     rows = make_rows(int(model.config.vocab_size))
     started = now()
-    _loop(peft, tuned, rows, epochs, padding)
+    _loop(peft, tuned, rows, epochs, step)
     seconds = since(started)
     arrays = {key: value.detach().numpy().copy() for key, value in tuned.items()}
     return arrays, seconds, sum(value.nbytes for value in arrays.values())
@@ -173,7 +196,7 @@ def _load(peft: Any, sent: Mapping[str, Any], plan: Any, count: int) -> dict[str
     return tuned
 
 
-def _loop(model: Any, tuned: Mapping[str, Any], rows: Any, epochs: int, padding: int) -> None:
+def _loop(model: Any, tuned: Mapping[str, Any], rows: Any, epochs: int, step: Step) -> None:
     """The steps; the proximal term in its plain form, two weight-sized products a module."""
     import numpy as np
     import torch
@@ -186,11 +209,20 @@ def _loop(model: Any, tuned: Mapping[str, Any], rows: Any, epochs: int, padding:
     model.eval()  # no dropout is asked for: eval only leaves it out
     steps = epochs * ROWS // BATCH
     for chosen in draw_batches(len(rows), BATCH, steps, np.random.Generator(np.random.PCG64(3))):
-        batch = collate(rows, chosen)
         optimizer.zero_grad(set_to_none=True)
-        ids, mask = (functional.pad(part, (0, padding)) for part in (batch.ids, batch.mask.long()))
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        functional.cross_entropy(logits[batch.where[0], batch.where[1]].float(), batch.target).backward()
+        size = step.micro or BATCH
+        for part in (chosen[start : start + size] for start in range(0, BATCH, size)):
+            batch = collate(rows, part)
+            ids, mask = (functional.pad(one, (0, step.padding)) for one in (batch.ids, batch.mask.long()))
+            if step.lean:
+                hidden = model.base_model.model.model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+                logits = model.base_model.model.lm_head(hidden[batch.where[0], batch.where[1]])
+            else:
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[
+                    batch.where[0], batch.where[1]
+                ]
+            # one answer a row, so a part's mean weighs as much as it has rows
+            (functional.cross_entropy(logits.float(), batch.target) * len(part) / BATCH).backward()
         distance = torch.zeros(())
         for key in [name[:-2] for name in tuned if name.endswith("/A")]:
             now = tuned[f"{key}/B"] @ tuned[f"{key}/A"]
@@ -217,8 +249,6 @@ def one(arm: str, given: Mapping[str, Any], epochs: int, beta: float, threads: i
     if arm in OURS:
         arrays, seconds, up = run_ours(given, epochs, beta, OURS[arm])
     else:
-        arrays, seconds, up = run_plain(
-            given, epochs, full=arm == "plain, full model", padding=PADDING if arm == PADDED else 0
-        )
+        arrays, seconds, up = run_plain(given, epochs, full=arm.startswith(FULL), step=Step.of(arm))
     np.savez(given["out"], **{key.replace("/", "|"): value for key, value in arrays.items()})
     return {"peak": peak_bytes(), "seconds": seconds[0], "processor": seconds[1], "up": up}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from logging import ERROR
+from pathlib import Path
 
 from flwr.common import log
 
@@ -37,7 +38,9 @@ def library_problem(theirs: Mapping[str, str]) -> str:
     return ", ".join(differ)
 
 
-def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None, rows: int) -> str:
+def why_not(
+    config: RunConfig, settings: NodeSettings, offer: ModelOffer | None, rows: int, class_names: Sequence[str]
+) -> str:
     """Why this site takes no part in the language model; empty where it does.
 
     The text goes to the server: it names no path.
@@ -47,6 +50,7 @@ def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None,
         settings: the site's own settings.
         offer: what the query says of the model.
         rows: the site's.
+        class_names: of its labels.
     """
     if offer is None:
         return "no language model was offered"
@@ -59,20 +63,22 @@ def why_not(config: RunConfig, settings: NodeSettings, offer: ModelOffer | None,
     if config.language.quantization == "nf4" and find_spec("bitsandbytes") is None:
         return "language.quantization=nf4 needs bitsandbytes, which is not installed at the site"
     try:
-        return _room_problem(config, settings, offer, rows)
+        return _room_problem(config, settings, offer, rows, class_names)
     except FAILURES as error:
         log(ERROR, "language model: %s", error)
         return f"the model cannot be had ({type(error).__name__}; the full text is in the site's own log)"
 
 
-def _room_problem(config: RunConfig, settings: NodeSettings, offer: ModelOffer, rows: int) -> str:
+def _room_problem(
+    config: RunConfig, settings: NodeSettings, offer: ModelOffer, rows: int, class_names: Sequence[str]
+) -> str:
     """Fetch and check the model, and see whether it fits."""
     from types import SimpleNamespace
 
     from llm_qfl.language.compress import MANIFEST, Manifest, check_files
     from llm_qfl.language.fetch import fetch_compressed
     from llm_qfl.language.files import file_digest, read_json
-    from llm_qfl.language.room import disk_problem, room_problem
+    from llm_qfl.language.room import disk_problem, room_problem, state_bytes
 
     folder = fetch_compressed(offer.source, offer.sha256, settings.folder / "models")
     if (found := file_digest(folder / MANIFEST)) != offer.sha256:
@@ -86,5 +92,21 @@ def _room_problem(config: RunConfig, settings: NodeSettings, offer: ModelOffer, 
         dtype=about.get("dtype", about.get("torch_dtype")),
     )
     language = config.language.effective()
-    problem = room_problem(manifest, sizes, language) or disk_problem(settings.folder, rows, sizes, language)
+    need = state_bytes(rows, sizes, language, _copies(config, folder, class_names))
+    problem = room_problem(manifest, sizes, language) or disk_problem(settings.folder, need, rows)
     return "" if problem is None else f"no room: {problem}"
+
+
+def _copies(config: RunConfig, folder: Path, class_names: Sequence[str]) -> int:
+    """Files that hold a row's boundary states: with its own answer, and with each that is scored on its own."""
+    from llm_qfl.federation.data.prompts import label_words
+    from llm_qfl.language.room import long_words
+
+    language = config.language
+    if language.task == "generation" or not class_names:
+        return 1
+    words = tuple(language.label_words.split(","))  # of all classes; a site may have rows of fewer
+    if len(words) == 1:
+        words = label_words("auto" if language.label_words == "classes" else language.label_words, class_names)
+    scored = max(long_words(folder, [word.strip() for word in words]), 1)
+    return scored + 1 if config.agent.distills else scored

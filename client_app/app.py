@@ -44,8 +44,9 @@ def query(message: Message, context: Context) -> Message:
     from client_app.admission import why_not
     from client_app.language import SiteLanguage
 
-    rows = sum(len(part) for part in site_rows(config, settings, site).parts.values())
-    problem = why_not(config, settings, offer, rows)
+    own = site_rows(config, settings, site)
+    rows = sum(len(part) for part in own.parts.values())
+    problem = why_not(config, settings, offer, rows, own.pool.class_names)
     numbers = None if problem else SiteLanguage(config, settings, site, offer.run, offer)
     found = census(config, settings, site, language=problem, numbers=numbers)
     return Message(encode_census(found), reply_to=message)

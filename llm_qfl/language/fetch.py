@@ -56,7 +56,10 @@ def fetch_compressed(source: str, sha256: str, cache: Path) -> Path:
         check_files(folder, manifest)
         (folder / MANIFEST).write_bytes(text)
 
-    write_folder(target, write, size=manifest.size, what="the compressed model")
+    def whole(folder: Path) -> bool:
+        return _damage(folder, sha256) is None
+
+    write_folder(target, write, size=manifest.size, what="the compressed model", whole=whole)
     return target
 
 

@@ -67,14 +67,22 @@ def need_room(folder: Path, size: int, what: str) -> None:
         )
 
 
-def write_folder(target: Path, write: Callable[[Path], None], *, size: int, what: str) -> None:
+def write_folder(
+    target: Path,
+    write: Callable[[Path], None],
+    *,
+    size: int,
+    what: str,
+    whole: Callable[[Path], bool] = lambda _: False,
+) -> None:
     """Fill a new folder beside `target`, then rename it: another process sees all of it or none, and may read it.
 
     Args:
-        target: the folder; one that is there already is replaced.
+        target: the folder; one that is there already is replaced, unless it is whole.
         write: fills the folder that it is given.
         size: about how many bytes it will write.
         what: what is written, for the message.
+        whole: is this what would have been written? Another process may have been faster, and may use it already.
 
     Raises:
         LanguageError: where there is no room or the folder cannot be written.
@@ -86,9 +94,13 @@ def write_folder(target: Path, write: Callable[[Path], None], *, size: int, what
         try:
             write(part)
             _readable(part)
-            if target.exists():
+            if target.exists() and not whole(target):
                 shutil.rmtree(target)
-            part.rename(target)
+            try:
+                part.rename(target)
+            except OSError:
+                if not whole(target):
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def load_base(name: str, cache: Path, *, quantization: str = "none") -> BaseMode
     folder = resolve_folder(name, cache)
     family_of(read_config(folder))  # before gigabytes are read
     digest = folder_digest(folder)
+    if name == EMBEDDED:
+        _check_conversion(folder, digest)
     return BaseModel(name, load_model(folder, quantization=quantization), load_tokenizer(folder), digest)
 
 
@@ -188,6 +191,29 @@ def folder_digest(folder: Path) -> str:
     return digest_of_files({**files, "config": hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()})
 
 
+def _digest_note(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.sha256")
+
+
+def _check_conversion(folder: Path, digest: str) -> None:
+    """A converted model stays the one that was converted: its digest is noted beside it when it is first loaded.
+
+    Raises:
+        LanguageError: it has changed since.
+    """
+    note = _digest_note(folder)
+    if note.is_file():
+        if (noted := note.read_text().strip()) != digest:
+            raise LanguageError(
+                f"language.model: {folder} has changed since it was converted (SHA-256 {digest}, noted {noted}); "
+                "delete it, and it is converted anew"
+            )
+    elif os.access(folder.parent, os.W_OK):
+        part = note.with_name(f".{note.name}.{os.getpid()}")
+        part.write_text(digest)
+        part.replace(note)
+
+
 def _digest_of_tensors(model: PreTrainedModel) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -258,5 +284,6 @@ def _embedded_folder(cache: Path) -> Path:
             fresh.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-    write_folder(target, write, size=600 << 20, what=EMBEDDED)
+    _digest_note(target).unlink(missing_ok=True)
+    write_folder(target, write, size=600 << 20, what=EMBEDDED, whole=lambda there: (there / "config.json").is_file())
     return target

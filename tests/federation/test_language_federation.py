@@ -35,6 +35,7 @@ from server_app.language import LanguageSession
 from simulation.grid import InMemoryGrid
 from simulation.run import run_federation
 
+CLASSES = ("A", "B")
 TINY = {
     "server.rounds": 2,
     "training.steps": 1,
@@ -192,9 +193,9 @@ def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkey
     if reason != "switched off":
         original = admission.why_not
 
-        def one_only(config, settings, offer, rows):
+        def one_only(config, settings, offer, rows, class_names):
             if settings.partition_id != 1:
-                return original(config, settings, offer, rows)
+                return original(config, settings, offer, rows, class_names)
             with monkeypatch.context() as patch:
                 if reason == "no room":
                     patch.setattr("llm_qfl.language.room.available_memory", lambda _: 10**6)
@@ -202,7 +203,7 @@ def test_a_site_without_the_model_takes_part_with_the_qnn_alone(tmp_path, monkey
                     patch.setattr(admission, "version", lambda name: "0.0.1")
                 else:
                     patch.setattr(admission, "find_spec", lambda name: None)
-                return original(config, settings, offer, rows)
+                return original(config, settings, offer, rows, class_names)
 
         monkeypatch.setattr(admission, "why_not", one_only)
     run = federate(tmp_path, each=each)
@@ -639,18 +640,36 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         federate(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("keys", "copies"),
+    [
+        ({}, 1),  # letters: one token each, read in one pass
+        ({"agent.mode": "llm-qfl-all", "agent.distill-weight": 0.3}, 2),  # and training rows with their answers
+        ({"language.label-words": "aa,b"}, 1),
+        ({"language.label-words": "aa,bb"}, 2),  # answers of several tokens are scored one by one
+    ],
+)
+def test_every_file_of_boundary_states_needs_its_room(tmp_path, keys, copies):
+    config = RunConfig.from_run_config({**TINY, **keys})
+    session = LanguageSession(config, "run", tmp_path / "models", lambda _: None)
+    settings = NodeSettings.from_node_config(nodes(tmp_path, 1)[0])
+    width = session.server.stack.config.hidden_size
+    said = why_not(config, settings, session.offer(), 10**9, CLASSES)
+    assert f"need up to {copies * 4 * 10**9 * 60 * width / 1e6:.0f} MB of disk" in said
+
+
 def test_a_model_that_is_not_there_or_damaged_keeps_a_site_out(tmp_path):
     config = RunConfig.from_run_config(TINY)
     session = LanguageSession(config, "run", tmp_path / "models", lambda _: None)
     settings = NodeSettings.from_node_config(nodes(tmp_path, 1)[0])
     offer = session.offer()
-    assert why_not(config, settings, offer, 40) == ""
-    assert "boundary states of 1000000000 rows need up to" in why_not(config, settings, offer, 10**9)
-    assert "cannot be had" in why_not(config, settings, replace(offer, source=str(tmp_path / "gone")), 40)
-    assert "cannot be had" in why_not(config, settings, replace(offer, sha256="0" * 64), 40)
+    assert why_not(config, settings, offer, 40, CLASSES) == ""
+    assert "boundary states of 1000000000 rows need up to" in why_not(config, settings, offer, 10**9, CLASSES)
+    assert "cannot be had" in why_not(config, settings, replace(offer, source=str(tmp_path / "gone")), 40, CLASSES)
+    assert "cannot be had" in why_not(config, settings, replace(offer, sha256="0" * 64), 40, CLASSES)
     weights = session.exported.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    problem = why_not(config, settings, offer, 40)
+    problem = why_not(config, settings, offer, 40, CLASSES)
     assert "cannot be had" in problem
     assert str(tmp_path) not in problem
 

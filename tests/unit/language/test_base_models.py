@@ -150,6 +150,21 @@ def test_sizes_are_those_of_the_real_thing(make_server, tmp_path) -> None:
     assert sizes.wire_bytes("emulator") == server.broadcast(emulator=True).size - server.broadcast(emulator=False).size
 
 
+def test_a_converted_model_that_has_changed_is_refused(tmp_path, monkeypatch) -> None:
+    folder = saved(tmp_path / "converted")
+    monkeypatch.setattr(models, "_embedded_folder", lambda cache: folder)
+    first = load_base(models.EMBEDDED, tmp_path)
+    assert (tmp_path / "converted.sha256").read_text() == first.digest
+    assert load_base(models.EMBEDDED, tmp_path).digest == first.digest
+    (weights,) = folder.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # one bit, the size is the same
+    weights.write_bytes(data)
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(LanguageError, match="has changed since it was converted.*delete it"):
+        load_base(models.EMBEDDED, tmp_path)
+
+
 def test_digest_is_read_again_when_a_file_changes(tmp_path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"one")
