@@ -130,6 +130,7 @@ def export_compressed(
     lora: dict[str, LoraSpec],
     parent: Path,
     dtype: torch.dtype = torch.float32,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> ExportedModel:
     """Write the compressed model to `parent/<sha256>`.
 
@@ -141,21 +142,23 @@ def export_compressed(
         lora: LoRAs that sites put on it.
         parent: folder of the folder.
         dtype: numbers of the weights in the file: those that the base model is stored in.
+        tensors: from `pruned_tensors`, where the stack's own weights have been rounded since.
 
     Raises:
         LanguageError: where the plan is for another number of layers, or there is no room.
     """
     if plan.n != len(stack):
         raise LanguageError(f"split plan: made for {plan.n} layers, the model has {len(stack)}")
-    tensors = {name: t.to(dtype).contiguous() for name, t in pruned_tensors(stack, plan).items()}
+    found = pruned_tensors(stack, plan) if tensors is None else tensors
+    weights = {name: t.to(dtype).contiguous() for name, t in found.items()}
     config = pruned_config(stack, plan)
     config.dtype = dtype
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     digest = ""
 
     def write(folder: Path) -> None:
         nonlocal digest, size
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         files = {}
@@ -174,7 +177,7 @@ def export_compressed(
         shutil.rmtree(part)
     else:
         part.rename(target)
-    return ExportedModel(target, digest, size, sum(tensor.numel() for tensor in tensors.values()))
+    return ExportedModel(target, digest, size, sum(tensor.numel() for tensor in weights.values()))
 
 
 def pruned_tensors(stack: Stack, plan: SplitPlan) -> dict[str, Tensor]:

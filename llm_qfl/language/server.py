@@ -20,7 +20,7 @@ from llm_qfl.federation.seeding import SERVER, seed_of
 from llm_qfl.language.align import AlignReport, Teacher, align, boundary_error
 from llm_qfl.language.batches import TokenRows
 from llm_qfl.language.cache import StateCache
-from llm_qfl.language.compress import ExportedModel, export_compressed
+from llm_qfl.language.compress import ExportedModel, export_compressed, pruned_tensors
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device
 from llm_qfl.language.emulator import DistributedEmulator
 from llm_qfl.language.exchange import Exchange
@@ -81,10 +81,16 @@ class ServerLanguage:
         self._caches: dict[tuple[str, str], StateCache] = {}
         self.distribution = None if self.emulator is None else DistributedEmulator(self.emulator, self.config.wire)
 
+    def _dtype(self, device: torch.device) -> torch.dtype:
+        """On a CPU float32, since alignment trains through every kept layer."""
+        return torch.bfloat16 if device.type == "cuda" and self.config.dtype != "float32" else torch.float32
+
     def _prepare(self) -> None:
-        """To the device; on a CPU in float32, since alignment trains through every kept layer."""
+        """To the device. Sites get the weights as they are stored, not as this device rounds them."""
         device = choose_device(self.config.device)
-        dtype = torch.bfloat16 if device.type == "cuda" and self.config.dtype != "float32" else torch.float32
+        dtype = self._dtype(device)
+        rounds = torch.finfo(dtype).bits < torch.finfo(self._stored).bits
+        self._unrounded = pruned_tensors(self.stack, self.plan) if rounds else None
         self.base.model.to(device)
         cast_layers(self.stack, range(len(self.stack)), dtype)
         cast_rest(self.stack, dtype)
@@ -125,7 +131,14 @@ class ServerLanguage:
         """
         base = (self.base.name, self.base.digest)
         return export_compressed(
-            self.stack, self.base.tokenizer, self.plan, base, lora_specs(self.config), parent, dtype=self._stored
+            self.stack,
+            self.base.tokenizer,
+            self.plan,
+            base,
+            lora_specs(self.config),
+            parent,
+            dtype=self._stored,
+            tensors=self._unrounded,
         )
 
     def align(self, public: TokenRows, server_round: int, *, steps: int | None = None) -> AlignReport | None:

@@ -598,6 +598,7 @@ def test_answers_to_instructions_are_learned(tmp_path):
     ("keys", "error", "text"),
     [
         ({"language.model": "./nowhere"}, LanguageError, "expected smollm2-135m"),
+        ({"language.model": "./unknown"}, LanguageError, "its layer stack is 'opt'"),
         ({"language.adapter-layers": 4}, LanguageError, "leave none to compress"),
         ({"language.max-tokens": 600}, LanguageError, "has 512 positions"),
         ({"language.max-tokens": 10}, LanguageError, "a row of one column"),
@@ -629,6 +630,11 @@ def test_what_cannot_work_is_said_before_a_round_starts(tmp_path, monkeypatch, k
     if text is None:  # words that share their first token but not all: fine
         federate(tmp_path, keys)
         return
+    if keys.get("language.model") == "./unknown":
+        folder = tmp_path / "unknown"
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "opt"}')
+        keys = {"language.model": str(folder)}
     with pytest.raises(error, match=text):
         federate(tmp_path, keys)
     assert "train" not in tasks

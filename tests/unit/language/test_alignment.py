@@ -10,9 +10,10 @@ from llm_qfl.language.training import StepBudget
 SETTINGS = AlignSettings(StepBudget(5, 4, 1e-2), kl_weight=0.5)
 
 
-def test_compressed_route_is_the_pruned_copy(make_server, make_client, make_rows, shake) -> None:
+@pytest.mark.parametrize("model", ["tiny-6", "tiny-qwen2-6", "tiny-qwen3-6", "tiny-gpt2-6"])
+def test_compressed_route_is_the_pruned_copy(make_server, make_client, make_rows, shake, model) -> None:
     for placement in ("tail", "ends"):
-        server = make_server(placement=placement)
+        server = make_server(placement=placement, model=model)
         shake(server.adapter, 1)
         shake(server.emulator, 2)
         client = make_client(server)

@@ -161,7 +161,7 @@ def test_a_converted_model_that_has_changed_is_refused(tmp_path, monkeypatch) ->
     data[-1] ^= 1  # one bit, the size is the same
     weights.write_bytes(data)
     os.utime(weights, ns=(1, 1))
-    with pytest.raises(LanguageError, match="has changed since it was converted.*delete it"):
+    with pytest.raises(LanguageError, match=r"has changed since it was converted.*delete it"):
         load_base(models.EMBEDDED, tmp_path)
 
 
