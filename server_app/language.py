@@ -252,9 +252,10 @@ class LanguageSession:
         self.timing.align += seconds
         losses = [] if report is None else report.boundary_losses
         if losses:
+            once = "" if self._language.align_every else "; once, as in fedot (language.align-every=0)"
             self.note(
                 f"compressed model aligned on {len(public)} public texts: {len(losses)} steps in {seconds:.0f} s, "
-                f"boundary loss {losses[0]:.3f} to {losses[-1]:.3f}"
+                f"boundary loss {losses[0]:.3f} to {losses[-1]:.3f}{once}"
             )
         self.align_losses += losses
         return seconds, losses[-1] if losses else None
