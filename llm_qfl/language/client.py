@@ -294,7 +294,9 @@ def share(model: CompressedModel) -> CompressedModel:
     if any(isinstance(module, LoraLayer) for module in inner.modules()):
         raise LanguageError("share: a client was made of this model already; share it before")
     memo = {id(tensor): tensor for tensor in [*inner.parameters(), *inner.buffers()]}
-    return CompressedModel(Stack(copy.deepcopy(inner, memo)), model.tokenizer, model.manifest, model.sha256)
+    stack = Stack(copy.deepcopy(inner, memo))
+    stack.mapped = model.stack.mapped
+    return CompressedModel(stack, model.tokenizer, model.manifest, model.sha256)
 
 
 def _check_manifest(model: CompressedModel, config: LanguageConfig) -> None:

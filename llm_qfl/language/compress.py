@@ -25,11 +25,13 @@ from transformers import PreTrainedTokenizerBase
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.files import cached_digest, file_digest, read_json, write_folder
 from llm_qfl.language.lora import LoraSpec
+from llm_qfl.language.mapped import map_layers
 from llm_qfl.language.models import load_model, load_tokenizer
 from llm_qfl.language.split import SplitPlan
 from llm_qfl.language.stack import Stack
 
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
 FORMAT = 1
 
 
@@ -158,7 +160,7 @@ def export_compressed(
 
     def write(folder: Path) -> None:
         nonlocal digest, size
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         files = {}
@@ -234,6 +236,9 @@ def load_compressed(folder: Path, sha256: str, *, quantization: str = "none") ->
     stack = Stack(load_model(folder, quantization=quantization))
     if len(stack) != len(manifest.plan.held):
         raise LanguageError(f"compressed model: {len(stack)} layers, its plan holds {len(manifest.plan.held)}")
+    if quantization == "none":
+        frozen = [i for i, full in enumerate(manifest.plan.held) if full < manifest.plan.first_trained]
+        stack.mapped = map_layers(stack, folder / WEIGHTS, frozen)
     return CompressedModel(stack, load_tokenizer(folder), manifest, sha256)
 
 

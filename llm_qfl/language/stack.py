@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llm_qfl.federation.errors import LanguageError
+from llm_qfl.language.mapped import MappedFile
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class Stack:
     Args:
         model: of a known family; it is put in eval mode and frozen.
 
+    Attributes:
+        mapped: the file that some layers' weights are pages of, or None.
+
     Raises:
         LanguageError: for an unknown stack.
     """
@@ -95,6 +99,7 @@ class Stack:
     def __init__(self, model: PreTrainedModel) -> None:
         self.family = family_of(model.config)
         self.model = model
+        self.mapped: MappedFile | None = None
         self.config = model.config
         self.core: Any = getattr(model, self.family.core)
         self.layers: nn.ModuleList = getattr(self.core, self.family.layers)
@@ -107,6 +112,11 @@ class Stack:
     def __len__(self) -> int:
         """Layers of the stack."""
         return len(self.layers)
+
+    def release(self) -> None:
+        """Give back the memory of layers that are pages of a file; they come back when they are run."""
+        if self.mapped is not None:
+            self.mapped.release()
 
     @property
     def device(self) -> torch.device:

@@ -115,6 +115,7 @@ def train_adapter(
             report.computed = route.fill(cache, np.concatenate([*batches, np.zeros(0, np.int64)]))
         report.fill_seconds, report.peak_bytes, report.peak_exact = usage.seconds, usage.peak_bytes, usage.exact
         report.cache_bytes = cache.size
+        route.stack.release()  # the layers below the boundary have done their part
     optimizer = torch.optim.AdamW(
         adapter.parameters.values(), lr=budget.learning_rate, betas=budget.betas, weight_decay=budget.weight_decay
     )
