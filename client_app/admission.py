@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.common import log
 
 from llm_qfl.federation.config import RunConfig
-from llm_qfl.federation.errors import LanguageError, LlmQflError
+from llm_qfl.federation.errors import ConfigError, LanguageError, LlmQflError
 from llm_qfl.federation.records import ModelOffer
 from llm_qfl.federation.settings import NodeSettings
 
@@ -39,7 +39,11 @@ def library_problem(theirs: Mapping[str, str]) -> str:
 
 
 def why_not(
-    config: RunConfig, settings: NodeSettings, offer: ModelOffer | None, rows: int, class_names: Sequence[str]
+    config: RunConfig,
+    settings: NodeSettings,
+    offer: ModelOffer | None,
+    rows: Mapping[str, int],
+    class_names: Sequence[str],
 ) -> str:
     """Why this site takes no part in the language model; empty where it does.
 
@@ -49,7 +53,7 @@ def why_not(
         config: the run config.
         settings: the site's own settings.
         offer: what the query says of the model.
-        rows: the site's.
+        rows: the site's, by part of the split.
         class_names: of its labels.
     """
     if offer is None:
@@ -70,7 +74,7 @@ def why_not(
 
 
 def _room_problem(
-    config: RunConfig, settings: NodeSettings, offer: ModelOffer, rows: int, class_names: Sequence[str]
+    config: RunConfig, settings: NodeSettings, offer: ModelOffer, rows: Mapping[str, int], class_names: Sequence[str]
 ) -> str:
     """Fetch and check the model, and see whether it fits."""
     from types import SimpleNamespace
@@ -92,21 +96,27 @@ def _room_problem(
         dtype=about.get("dtype", about.get("torch_dtype")),
     )
     language = config.language.effective()
-    need = state_bytes(rows, sizes, language, _copies(config, folder, class_names))
-    problem = room_problem(manifest, sizes, language) or disk_problem(settings.folder, need, rows)
+    need = state_bytes(_rows_in_files(config, folder, rows, class_names), sizes, language)
+    problem = room_problem(manifest, sizes, language) or disk_problem(settings.folder, need, sum(rows.values()))
     return "" if problem is None else f"no room: {problem}"
 
 
-def _copies(config: RunConfig, folder: Path, class_names: Sequence[str]) -> int:
-    """Files that hold a row's boundary states: with its own answer, and with each that is scored on its own."""
+def _rows_in_files(config: RunConfig, folder: Path, rows: Mapping[str, int], class_names: Sequence[str]) -> int:
+    """Rows in all files of boundary states: with their own answer to train on, with each answer to score on its own.
+
+    As far as this site knows the classes: a label word of several tokens that it has no row of is not counted.
+    """
     from llm_qfl.federation.data.prompts import label_words
     from llm_qfl.language.room import long_words
 
-    language = config.language
-    if language.task == "generation" or not class_names:
-        return 1
-    words = tuple(language.label_words.split(","))  # of all classes; a site may have rows of fewer
+    language, held_out = config.language, sum(rows.values()) - rows["train"]
+    if language.task == "generation":
+        return rows["train"] + held_out
+    words = [word.strip() for word in language.label_words.split(",")]  # of all classes; a site may have rows of fewer
     if len(words) == 1:
-        words = label_words("auto" if language.label_words == "classes" else language.label_words, class_names)
-    scored = max(long_words(folder, [word.strip() for word in words]), 1)
-    return scored + 1 if config.agent.distills else scored
+        try:
+            words = list(label_words("auto" if words == ["classes"] else words[0], class_names))
+        except ConfigError:
+            words = list(class_names)  # the server refuses them, with the reason
+    scored = max(long_words(folder, words), 1)
+    return rows["train"] * (1 + scored * config.agent.distills) + held_out * scored

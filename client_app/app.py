@@ -45,7 +45,7 @@ def query(message: Message, context: Context) -> Message:
     from client_app.language import SiteLanguage
 
     own = site_rows(config, settings, site)
-    rows = sum(len(part) for part in own.parts.values())
+    rows = {name: len(part) for name, part in own.parts.items()}
     problem = why_not(config, settings, offer, rows, own.pool.class_names)
     numbers = None if problem else SiteLanguage(config, settings, site, offer.run, offer)
     found = census(config, settings, site, language=problem, numbers=numbers)

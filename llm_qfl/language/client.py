@@ -93,6 +93,7 @@ class ClientLanguage:
         cast_layers(self.stack, self._frozen, frozen)
         cast_layers(self.stack, [i for i in range(len(self.stack)) if i not in self._frozen], trained)
         cast_rest(self.stack, trained)
+        self.stack.release()  # where layers were cast or moved, these pages were read for the last time
         return frozen
 
     def route(self, *, adapter: bool = True, emulator: bool = True, cut: int | None = None) -> Route:

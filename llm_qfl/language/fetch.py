@@ -69,7 +69,7 @@ def _damage(folder: Path, sha256: str) -> str | None:
         if (found := file_digest(folder / MANIFEST)) != sha256:
             return f"compressed model in {folder}: expected SHA-256 {sha256}, got {found}"
         check_files(folder, Manifest.parse(read_json(folder / MANIFEST, "compressed model")))
-    except LanguageError as error:
+    except (LanguageError, OSError) as error:
         return str(error)
     return None
 

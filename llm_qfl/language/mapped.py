@@ -36,6 +36,7 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -45,11 +46,17 @@ class MappedFile:
             raise LanguageError(f"{path}: expected a safetensors file that can be mapped: {error}") from error
         self._start = 8 + size
 
-    def tensor(self, name: str) -> Tensor | None:
-        """A tensor on the file's pages; None where the file has none of that name, or in numbers unknown here."""
-        about = self._header.get(name)
-        if about is None or about["dtype"] not in DTYPES:
-            return None
+    def tensor(self, name: str) -> Tensor:
+        """A tensor on the file's pages.
+
+        Raises:
+            LanguageError: the file has none of that name, or in numbers that weights do not have.
+        """
+        about = self._header.get(name, {"dtype": "none"})
+        if about["dtype"] not in DTYPES:
+            raise LanguageError(
+                f"{self.path}: expected {name} in one of {', '.join(DTYPES)}, got {about['dtype']}; fetch it again"
+            )
         begin, end = about["data_offsets"]
         dtype = DTYPES[about["dtype"]]
         flat = torch.frombuffer(
@@ -72,13 +79,14 @@ def map_layers(stack: Stack, path: Path, layers: Sequence[int]) -> MappedFile:
         layers: by number.
 
     Raises:
-        LanguageError: the file cannot be mapped.
+        LanguageError: the file cannot be mapped, or holds other tensors.
     """
     mapped = MappedFile(path)
     prefix = f"{stack.family.core}.{stack.family.layers}."
     for number in layers:
         for name, parameter in stack.layers[number].named_parameters():
             found = mapped.tensor(f"{prefix}{number}.{name}")
-            if found is not None and (found.dtype, found.shape) == (parameter.dtype, parameter.shape):
-                parameter.data = found
+            if (found.dtype, found.shape) != (parameter.dtype, parameter.shape):
+                raise LanguageError(f"{path}: {name} of layer {number} is not what was loaded from it; fetch it again")
+            parameter.data = found
     return mapped

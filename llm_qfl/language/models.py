@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def load_base(name: str, cache: Path, *, quantization: str = "none") -> BaseMode
     family_of(read_config(folder))  # before gigabytes are read
     digest = folder_digest(folder)
     if name == EMBEDDED:
-        _check_conversion(folder, digest)
+        _check_conversion(folder)
     return BaseModel(name, load_model(folder, quantization=quantization), load_tokenizer(folder), digest)
 
 
@@ -192,26 +193,34 @@ def folder_digest(folder: Path) -> str:
 
 
 def _digest_note(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.sha256")
+    return folder.with_name(f"{folder.name}.json")
 
 
-def _check_conversion(folder: Path, digest: str) -> None:
-    """A converted model stays the one that was converted: its digest is noted beside it when it is first loaded.
+def _note_digests(folder: Path) -> None:
+    note = _digest_note(folder)
+    part = note.with_name(f".{note.name}.{os.getpid()}")
+    part.write_text(json.dumps({path.name: file_digest(path) for path in weight_files(folder)}))
+    part.replace(note)
+
+
+def _check_conversion(folder: Path) -> None:
+    """The weights of a converted model are those that were written: their digests were noted then.
+
+    A file is read again where its size or its time of change is another one than when it was read last.
 
     Raises:
-        LanguageError: it has changed since.
+        LanguageError: they have changed since.
     """
     note = _digest_note(folder)
-    if note.is_file():
-        if (noted := note.read_text().strip()) != digest:
+    if not note.is_file():
+        return  # of a release that noted none
+    noted = read_json(note, "language.model")
+    for path in weight_files(folder):
+        if (found := cached_digest(path)) != noted.get(path.name):
             raise LanguageError(
-                f"language.model: {folder} has changed since it was converted (SHA-256 {digest}, noted {noted}); "
-                "delete it, and it is converted anew"
+                f"language.model: {path} has changed since it was converted (SHA-256 {found}, noted "
+                f"{noted.get(path.name)}); delete {folder}, and it is converted anew"
             )
-    elif os.access(folder.parent, os.W_OK):
-        part = note.with_name(f".{note.name}.{os.getpid()}")
-        part.write_text(digest)
-        part.replace(note)
 
 
 def _digest_of_tensors(model: PreTrainedModel) -> str:
@@ -286,4 +295,5 @@ def _embedded_folder(cache: Path) -> Path:
 
     _digest_note(target).unlink(missing_ok=True)
     write_folder(target, write, size=600 << 20, what=EMBEDDED, whole=lambda there: (there / "config.json").is_file())
+    _note_digests(target)
     return target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def room_problem(manifest: Manifest, model_config: Any, config: LanguageConfig) 
 
 
 def long_words(folder: Path, words: Sequence[str]) -> int:
-    """How many label words are more than one token beyond what all of them begin with, as `LabelWords` counts.
+    """How many label words are more than one token of this model, or begin with one that others begin with, too.
 
     All of them where the model's tokenizer is no JSON file: only that can be read without transformers.
 
@@ -98,23 +97,20 @@ def long_words(folder: Path, words: Sequence[str]) -> int:
     if not path.is_file():
         return len(words)
     tokenizer = Tokenizer.from_file(str(path))
-    coded = [tokenizer.encode(f" {word}", add_special_tokens=False).ids for word in words]
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*coded, strict=False)))
-    return sum(len(ids) - shared > 1 for ids in coded)
+    return sum(len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) > 1 for word in words)
 
 
-def state_bytes(rows: int, model_config: Any, config: LanguageConfig, copies: int = 1) -> int:  # noqa: ANN401
-    """At most how many bytes of disk a site's boundary states take: every token of every row, in float32.
+def state_bytes(rows: int, model_config: Any, config: LanguageConfig) -> int:  # noqa: ANN401
+    """At most how many bytes of disk boundary states take: every token of every row, in float32.
 
     Args:
-        rows: the site's.
+        rows: those of all files; a row that lies in two of them counts twice.
         model_config: its transformers config.
         config: the section `language`.
-        copies: files that hold a row's states: one that is trained on, one for each answer that is scored on its own.
     """
     if config.method == "fedlora-all":  # the first layer is trained already
         return 0
-    return 4 * copies * rows * config.max_tokens * int(model_config.hidden_size)
+    return 4 * rows * config.max_tokens * int(model_config.hidden_size)
 
 
 def disk_problem(folder: Path, need: int, rows: int) -> str | None:

@@ -89,7 +89,7 @@ class ServerLanguage:
         """To the device. Sites get the weights as they are stored, not as this device rounds them."""
         device = choose_device(self.config.device)
         dtype = self._dtype(device)
-        rounds = torch.finfo(dtype).bits < torch.finfo(self._stored).bits
+        rounds = torch.promote_types(dtype, self._stored) != dtype
         self._unrounded = pruned_tensors(self.stack, self.plan) if rounds else None
         self.base.model.to(device)
         cast_layers(self.stack, range(len(self.stack)), dtype)

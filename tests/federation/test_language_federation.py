@@ -36,6 +36,7 @@ from simulation.grid import InMemoryGrid
 from simulation.run import run_federation
 
 CLASSES = ("A", "B")
+ROWS = {"train": 30, "validation": 5, "test": 5}
 TINY = {
     "server.rounds": 2,
     "training.steps": 1,
@@ -647,21 +648,24 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("keys", "copies"),
+    ("keys", "train", "held_out"),
     [
-        ({}, 1),  # letters: one token each, read in one pass
-        ({"agent.mode": "llm-qfl-all", "agent.distill-weight": 0.3}, 2),  # and training rows with their answers
-        ({"language.label-words": "aa,b"}, 1),
-        ({"language.label-words": "aa,bb"}, 2),  # answers of several tokens are scored one by one
+        ({}, 1, 2),  # bytes: every answer begins with a space of its own, so each is scored on its own
+        ({"agent.mode": "llm-qfl-all", "agent.distill-weight": 0.3}, 3, 2),  # soft labels score training rows, too
+        ({"language.label-words": "aa,b,cc"}, 1, 3),  # of a class that the site has no row of, too
+        ({"language.label-words": "classes"}, 1, 2),
+        ({"language.task": "generation", "language.prompt": "Write {label}: {row}"}, 1, 1),
     ],
 )
-def test_every_file_of_boundary_states_needs_its_room(tmp_path, keys, copies):
+def test_every_file_of_boundary_states_needs_its_room(tmp_path, keys, train, held_out):
     config = RunConfig.from_run_config({**TINY, **keys})
     session = LanguageSession(config, "run", tmp_path / "models", lambda _: None)
     settings = NodeSettings.from_node_config(nodes(tmp_path, 1)[0])
     width = session.server.stack.config.hidden_size
-    said = why_not(config, settings, session.offer(), 10**9, CLASSES)
-    assert f"need up to {copies * 4 * 10**9 * 60 * width / 1e6:.0f} MB of disk" in said
+    rows = {"train": 10**9, "validation": 10**8, "test": 10**8}
+    said = why_not(config, settings, session.offer(), rows, CLASSES)
+    need = 4 * 60 * width * (train * 10**9 + held_out * 2 * 10**8) / 1e6
+    assert f"of 1200000000 rows need up to {need:.0f} MB of disk" in said
 
 
 def test_a_model_that_is_not_there_or_damaged_keeps_a_site_out(tmp_path):
@@ -669,13 +673,15 @@ def test_a_model_that_is_not_there_or_damaged_keeps_a_site_out(tmp_path):
     session = LanguageSession(config, "run", tmp_path / "models", lambda _: None)
     settings = NodeSettings.from_node_config(nodes(tmp_path, 1)[0])
     offer = session.offer()
-    assert why_not(config, settings, offer, 40, CLASSES) == ""
-    assert "boundary states of 1000000000 rows need up to" in why_not(config, settings, offer, 10**9, CLASSES)
-    assert "cannot be had" in why_not(config, settings, replace(offer, source=str(tmp_path / "gone")), 40, CLASSES)
-    assert "cannot be had" in why_not(config, settings, replace(offer, sha256="0" * 64), 40, CLASSES)
+    assert why_not(config, settings, offer, ROWS, CLASSES) == ""
+    assert "boundary states of 1000000010 rows need up to" in why_not(
+        config, settings, offer, {**ROWS, "train": 10**9}, CLASSES
+    )
+    assert "cannot be had" in why_not(config, settings, replace(offer, source=str(tmp_path / "gone")), ROWS, CLASSES)
+    assert "cannot be had" in why_not(config, settings, replace(offer, sha256="0" * 64), ROWS, CLASSES)
     weights = session.exported.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    problem = why_not(config, settings, offer, 40, CLASSES)
+    problem = why_not(config, settings, offer, ROWS, CLASSES)
     assert "cannot be had" in problem
     assert str(tmp_path) not in problem
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.llm import REFERENCE, difference, llama_lines, table_lines
+from benchmarks.llm import ARMS, REFERENCE, SAME, difference, llama_lines, table_lines
+from benchmarks.llm_arms import OURS, PADDED, Step
 
 
 def test_bytes_of_llama_2_7b_are_the_references():
@@ -17,6 +18,18 @@ def test_bytes_of_llama_2_7b_are_the_references():
         cells = [cell.split()[0] for cell in line.strip("| ").split("|")]
         assert cells[1:3] == [str(held), f"{base:.2f}"]
         assert [float(cell) for cell in cells[-2:]] == [adapter, emulator]
+
+
+def test_plain_steps_are_what_their_arms_are_called():
+    steps = {arm: Step.of(arm) for arm in (*ARMS, PADDED) if arm not in OURS}
+    assert steps == {
+        "plain, full model": Step(),
+        "plain, pruned model": Step(),
+        "plain, pruned model, head at answers": Step(lean=True),
+        "plain, full model, head at answers, micro-batch 4": Step(lean=True, micro=4),
+        "plain, pruned model, more padding": Step(padding=7),
+    }
+    assert set(SAME) | set(SAME.values()) == set(ARMS)  # every arm's adapter is compared with another's
 
 
 def test_difference_is_relative_to_the_change(tmp_path: Path):

@@ -153,15 +153,15 @@ def test_sizes_are_those_of_the_real_thing(make_server, tmp_path) -> None:
 def test_a_converted_model_that_has_changed_is_refused(tmp_path, monkeypatch) -> None:
     folder = saved(tmp_path / "converted")
     monkeypatch.setattr(models, "_embedded_folder", lambda cache: folder)
-    first = load_base(models.EMBEDDED, tmp_path)
-    assert (tmp_path / "converted.sha256").read_text() == first.digest
-    assert load_base(models.EMBEDDED, tmp_path).digest == first.digest
     (weights,) = folder.glob("*.safetensors")
+    load_base(models.EMBEDDED, tmp_path)  # of a release that noted nothing
+    models._note_digests(folder)
+    load_base(models.EMBEDDED, tmp_path)
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1  # one bit, the size is the same
     weights.write_bytes(data)
     os.utime(weights, ns=(1, 1))
-    with pytest.raises(LanguageError, match=r"has changed since it was converted.*delete it"):
+    with pytest.raises(LanguageError, match=r"has changed since it was converted.*delete .*converted anew"):
         load_base(models.EMBEDDED, tmp_path)
 
 

@@ -7,6 +7,7 @@ import torch
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language import device
 from llm_qfl.language.device import cast_layers, cast_rest, choose_device, choose_frozen_dtype, measure
+from llm_qfl.language.models import load_base
 from llm_qfl.language.server import ServerLanguage
 from llm_qfl.language.stack import Stack
 from llm_qfl.language.tiny import tiny_model
@@ -33,11 +34,18 @@ def test_the_faster_numbers_win_and_a_tie_goes_to_the_exact_ones(monkeypatch) ->
     assert choose_frozen_dtype("bfloat16", stack) == torch.bfloat16
 
 
-def test_sites_get_the_stored_weights_whatever_the_server_s_device_rounds(make_server, tmp_path, monkeypatch) -> None:
-    plain = make_server()
-    exported = plain.export(tmp_path / "plain")
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_sites_get_the_stored_weights_whatever_the_server_s_device_rounds(
+    make_config, tmp_path, monkeypatch, stored
+) -> None:
+    def served() -> ServerLanguage:
+        base = load_base("tiny-6", tmp_path)
+        base.model.to(stored)
+        return ServerLanguage(base, make_config(), seed=7)
+
+    exported = served().export(tmp_path / "plain")
     monkeypatch.setattr(ServerLanguage, "_dtype", lambda self, device: torch.bfloat16)  # as on a GPU
-    rounded = make_server()
+    rounded = served()
     assert rounded.stack.dtype_of(0) == torch.bfloat16
     again = rounded.export(tmp_path / "rounded")
     assert (again.sha256, again.size) == (exported.sha256, exported.size)

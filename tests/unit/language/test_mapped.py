@@ -7,22 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from llm_qfl.federation.errors import LanguageError
 from llm_qfl.language.batches import collate
 from llm_qfl.language.client import ClientLanguage, share
 from llm_qfl.language.compress import WEIGHTS, load_compressed
-from llm_qfl.language.mapped import MappedFile
+from llm_qfl.language.mapped import MappedFile, map_layers
 from llm_qfl.language.route import Route
 
 
-def resident(address: int) -> int:
-    """Kilobytes in this process's memory of the mapping that an address lies in."""
+def mapping(address: int) -> tuple[str, int]:
+    """Of the mapping that an address lies in: where it is, and how many kilobytes of it are in memory."""
     for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
-        first, last = (int(end, 16) for end in block.split(maxsplit=1)[0].split("-"))
+        place = block.split(maxsplit=1)[0]
+        first, last = (int(end, 16) for end in place.split("-"))
         if first <= address < last:
-            return int(re.findall(r"^Rss: +(\d+) kB", block, re.MULTILINE)[0])
+            return place, int(re.findall(r"^Rss: +(\d+) kB", block, re.MULTILINE)[0])
     raise AssertionError(f"{address:x} is not mapped")
+
+
+def stored(layer: nn.Module) -> list[nn.Parameter]:
+    """A layer's own weights, without those of adapters."""
+    return [parameter for name, parameter in layer.named_parameters() if ".lora_" not in name]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -34,8 +41,9 @@ def test_a_mapped_tensor_is_the_file_s(tmp_path, dtype):
         assert torch.equal(mapped.tensor(name), wanted[name])
     mapped.release()
     assert torch.equal(mapped.tensor("a"), wanted["a"])
-    assert mapped.tensor("n") is None  # whole numbers are no weights
-    assert mapped.tensor("no such") is None
+    for name in ("n", "no such"):  # whole numbers are no weights
+        with pytest.raises(LanguageError, match=f"expected {name} in one of F32"):
+            mapped.tensor(name)
 
 
 def test_what_cannot_be_mapped_is_named(tmp_path):
@@ -45,14 +53,23 @@ def test_what_cannot_be_mapped_is_named(tmp_path):
             MappedFile(tmp_path / "f.safetensors")
 
 
-def test_frozen_layers_are_pages_and_compute_what_copies_compute(make_server, make_rows, tmp_path):
+def test_a_file_of_other_shapes_is_not_mapped(make_server, tmp_path):
     exported = make_server().export(tmp_path / "models")
+    model = load_compressed(exported.folder, exported.sha256)
+    weights = load_file(exported.folder / WEIGHTS)
+    name = next(name for name in weights if ".0." in name)
+    save_file({**weights, name: weights[name][..., :1].contiguous()}, tmp_path / "other.safetensors")
+    with pytest.raises(LanguageError, match="of layer 0 is not what was loaded"):
+        map_layers(model.stack, tmp_path / "other.safetensors", [0])
+
+
+@pytest.mark.parametrize("kind", ["tiny-6", "tiny-qwen2-6", "tiny-qwen3-6", "tiny-gpt2-6"])
+def test_frozen_layers_are_pages_and_compute_what_copies_compute(make_server, make_rows, tmp_path, kind):
+    exported = make_server(model=kind).export(tmp_path / "models")
     ids = collate(make_rows(1, 5), range(5)).ids
     model, plain = (load_compressed(exported.folder, exported.sha256) for _ in range(2))
     for parameter in plain.stack.model.parameters():
         parameter.data = parameter.data.clone()
-    frozen = [i for i, full in enumerate(model.manifest.plan.held) if full < model.manifest.plan.first_trained]
-    assert frozen
     file = load_file(exported.folder / WEIGHTS)
     with torch.no_grad():
         wanted, before = (one.stack.model(ids, use_cache=False).logits for one in (plain, model))
@@ -65,16 +82,20 @@ def test_frozen_layers_are_pages_and_compute_what_copies_compute(make_server, ma
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_pages_are_given_back_before_the_steps(make_server, make_client, make_rows, monkeypatch):
-    server = make_server()
-    client: ClientLanguage = make_client(server)
+@pytest.mark.parametrize("kind", ["tiny-6", "tiny-gpt2-6"])
+def test_pages_are_given_back_before_the_steps(make_server, make_rows, tmp_path, monkeypatch, kind):
+    server = make_server(model=kind)
+    exported = server.export(tmp_path / "models")
+    client = ClientLanguage(share(load_compressed(exported.folder, exported.sha256)), server.config)  # as sites do
     sent = server.broadcast(emulator=True)
     client.receive(sent.arrays, sent.emulator_digest, sent.first_digest)
-    weight = next(parameter for parameter in client.stack.layers[0].parameters() if not parameter.requires_grad)
+    frozen = [weight for number in client._frozen for weight in stored(client.stack.layers[number])]
+    assert len(frozen) > 4
+    assert len({mapping(weight.data_ptr())[0] for weight in frozen}) == 1
     seen, tail = [], Route.tail
 
     def watched(route, boundary):
-        seen.append(resident(weight.data_ptr()))
+        seen.extend(mapping(weight.data_ptr())[1] for weight in frozen)
         return tail(route, boundary)
 
     monkeypatch.setattr(Route, "tail", watched)
@@ -82,4 +103,4 @@ def test_pages_are_given_back_before_the_steps(make_server, make_client, make_ro
     assert seen
     assert set(seen) == {0}
     client.route().boundary(collate(make_rows(2, 2), range(2)).ids)
-    assert resident(weight.data_ptr()) > 0
+    assert mapping(frozen[0].data_ptr())[1] > 0
