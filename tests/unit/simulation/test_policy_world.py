@@ -38,7 +38,7 @@ PRICES = Prices(1e-6, 1.0, 1e-6)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    source = write_table("gaussian", 3, tmp_path_factory.mktemp("tables"))
+    source = write_table("gaussian", 11, tmp_path_factory.mktemp("tables"))
     return Case(f"csv:{source}", sites=4, alpha=5.0, seed=3, rounds=3, more=(("training.steps", 2),))
 
 
