@@ -1,4 +1,4 @@
-"""Plays that branch off a federation: the past is the same, what follows is one setting, and lessons say what it cost."""
+"""Plays that branch off a federation: one past, then one setting each; lessons say what each cost."""
 
 import math
 

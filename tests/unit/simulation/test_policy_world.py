@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,15 @@ def test_the_fixed_plan_is_the_run_itself(case, world):
     assert played.circuits == tuple(sum(r.spent.circuits for r in one.work) for one in closed)
     assert played.test_accuracies[-1] == run.summary["test_accuracy"]
     assert len(played.test_accuracies) == len(played.accuracies)
+
+
+def test_a_play_seed_leaves_the_deal_and_changes_the_start(case, world):
+    same, other = (open_world(replace(case, play_seed=seed)) for seed in (case.seed, case.seed + 1))
+    for site, part in world.partitions.items():
+        np.testing.assert_array_equal(part.train.x, other.partitions[site].train.x)
+    assert same.opened.setup.digest() == other.opened.setup.digest() == world.opened.setup.digest()
+    assert same.play().losses == open_world(case).play().losses
+    assert same.play().losses[0] != other.play().losses[0]
 
 
 def test_a_static_setting_with_all_sites_is_the_fixed_plan(world):
