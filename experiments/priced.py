@@ -23,7 +23,7 @@ import numpy as np
 os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
-from experiments.priced_cells import CELLS, PRICES, ROUNDS, Cell, unit
+from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, ROUNDS, Cell, split_of, unit
 from experiments.priced_overview import miss_lines, overview_lines
 from experiments.priced_table import comparisons, table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
@@ -33,7 +33,6 @@ from simulation.policy_states import prices_of
 from simulation.policy_teachers import Teacher, check_recording, read_recording, stand_in
 from simulation.policy_world import MakeDecider, Observed, World, open_world
 
-FIRST_SEED = 42
 Json = dict[str, Any]
 
 
@@ -49,20 +48,27 @@ class Places:
         return self.work / "recordings" / f"{cell.data.split('-')[0]}-{cell.alpha:g}-{seed}.npz"
 
 
-def open_cell(cell: Cell, seed: int, places: Places, teacher: str) -> World:
+def open_cell(cell: Cell, seed: int, split: int, places: Places, teacher: str) -> World:
     """The federation of a cell and seed.
+
+    Args:
+        cell: data set and how it is dealt.
+        seed: of the QNN's start, batches and draws of sites.
+        split: seed of the deal, and of what the language models did on it.
+        places: folders.
+        teacher: recorded, stand-in or none.
 
     Raises:
         LanguageError: a recording is asked for and missing, or of other rows.
     """
-    case = cell.case(seed, places.data, places.work)
+    case = cell.case(split, places.data, places.work, play_seed=seed)
     if teacher == "none":
         return open_world(case)
     if teacher == "stand-in":
-        return open_world(case, stand_in(1.0, seed=seed))
+        return open_world(case, stand_in(1.0, seed=split))
 
     def recorded(world: World) -> Teacher:
-        found = read_recording(places.recording(cell, seed))
+        found = read_recording(places.recording(cell, split))
         rows = {site: len(part.train) for site, part in world.partitions.items()}
         check_recording(found, rows, len(world.opened.setup.class_names))
         return found
@@ -113,7 +119,12 @@ def jobs(cells: Sequence[str], seeds: int, arms: Sequence[str]) -> Iterator[tupl
 
 
 def run_missing(
-    wanted: Sequence[tuple[str, int, str, str]], keep: Path, places: Places, makers: Makers, teacher: str
+    wanted: Sequence[tuple[str, int, str, str]],
+    keep: Path,
+    places: Places,
+    makers: Makers,
+    teacher: str,
+    splits: int,
 ) -> None:
     """Run what the file does not hold yet, a line each."""
     if keep.suffix == ".gz":
@@ -127,24 +138,27 @@ def run_missing(
     with keep.open("a") as file:
         for key in wanted:
             cell, seed, arm, prices = key
-            made = made_with(makers.learned_from(arm), teacher)
-            recording = places.recording(CELLS[cell], seed) if teacher == "recorded" else None
+            made, split = made_with(makers.learned_from(arm), teacher), split_of(seed, splits)
+            recording = places.recording(CELLS[cell], split) if teacher == "recorded" else None
             heard = file_digest(recording)[:16] if recording is not None and recording.exists() else None
             if key in have:
                 # a recording that is not at hand cannot be compared, and need not be: nothing is played with it
-                if have[key]["made"] != made or (heard is not None and have[key]["recording"] != heard):
+                if (have[key]["made"], have[key]["split"]) != (made, split) or (
+                    heard is not None and have[key]["recording"] != heard
+                ):
                     raise FederationError(
-                        f"{keep}: {', '.join(map(str, key))} was made with another policy, experience, recording, "
-                        "keys or number of rounds; name another file with --keep, or delete its lines"
+                        f"{keep}: {', '.join(map(str, key))} was made with another policy, experience, split, "
+                        "recording, keys or number of rounds; name another file with --keep, or delete its lines"
                     )
                 continue
             if opened != (cell, seed) or world is None:
-                world, opened = open_cell(CELLS[cell], seed, places, teacher), (cell, seed)
+                world, opened = open_cell(CELLS[cell], seed, split, places, teacher), (cell, seed)
             costs = prices_of(PRICES.get(prices, PRICES["mixed"]), *unit(world))
             found = run_one(world, makers.make(arm, costs, seed), states=arm == "policy")
             about = {
                 "cell": cell,
                 "seed": seed,
+                "split": split,
                 "arm": arm,
                 "prices": prices,
                 "teacher": world.teacher.kind,
@@ -227,6 +241,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--cells", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
     found.add_argument("--arms", nargs="*", default=[*FREE, *PRICED], help="all by default")
     found.add_argument("--seeds", type=int, default=20)
+    found.add_argument("--splits", type=int, default=20, help="deals, each with its own recording; seeds take turns")
     found.add_argument("--teacher", choices=("recorded", "stand-in", "none"), default="recorded")
     found.add_argument("--print-only", action="store_true")
     return found
@@ -244,7 +259,8 @@ def main() -> None:
     try:
         if not asked.print_only:
             places = Places(asked.data.resolve(), asked.work.resolve())
-            run_missing(list(jobs(asked.cells, asked.seeds, asked.arms)), asked.keep, places, makers, asked.teacher)
+            wanted = list(jobs(asked.cells, asked.seeds, asked.arms))
+            run_missing(wanted, asked.keep, places, makers, asked.teacher, asked.splits)
         rows = [row for row in read_rows(asked.keep) if row["cell"] in asked.cells]
         print(tables(rows))
     except LlmQflError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from llm_qfl.federation.config import Scalar
 from simulation.policy_world import Case, World
 
+FIRST_SEED = 42
 ROUNDS = 40
 """Few sites with few steps reach the target in many rounds; with 20 of them they would be cut off."""
 SMALL = 2000
@@ -66,14 +67,19 @@ class Cell:
         """How many."""
         return 4 if self.alpha < 0.5 and DATA[self.data].rows < SMALL else 10
 
-    def case(self, seed: int, data: Path, work: Path) -> Case:
-        """The federation of a seed."""
+    def case(self, seed: int, data: Path, work: Path, *, play_seed: int | None = None) -> Case:
+        """The federation of a seed; `play_seed` is of what is drawn once its rows are dealt."""
         about, folders = DATA[self.data], {"data": str(data), "work": str(work)}
         more = tuple((key, value.format(**folders) if isinstance(value, str) else value) for key, value in about.more)
-        return Case(about.source.format(**folders), self.sites, self.alpha, seed, ROUNDS, more)
+        return Case(about.source.format(**folders), self.sites, self.alpha, seed, ROUNDS, more, play_seed)
 
 
 CELLS = {cell.name: cell for cell in (Cell(data, alpha) for data in DATA for alpha in (0.5, 0.1))}
+
+
+def split_of(seed: int, splits: int) -> int:
+    """The seed of the deal, and so of the recording, that a seed is played on; seeds take turns on the splits."""
+    return FIRST_SEED + (seed - FIRST_SEED) % splits
 
 
 MESSAGE = 1500

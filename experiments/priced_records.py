@@ -18,8 +18,8 @@ import numpy as np
 
 os.environ.setdefault("LLM_QFL_THREADS", "1")
 
-from experiments.priced import FIRST_SEED, Places
-from experiments.priced_cells import CELLS, DATA, Cell
+from experiments.priced import Places
+from experiments.priced_cells import CELLS, DATA, FIRST_SEED, Cell
 from llm_qfl.federation.config import RunConfig, Scalar
 from llm_qfl.federation.data.sources import load_table
 from llm_qfl.federation.data.synthetic import write_csv

@@ -117,7 +117,7 @@ def mean_log(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """Ratio of two arms' costs over the same federations, each of which counts once.
+    """Ratio of two arms' costs over the same federations (deals of a cell), each of which counts once.
 
     Attributes:
         ratio: geometric mean.
@@ -138,12 +138,12 @@ class Paired:
     pairs: int
 
 
-Federation = tuple[str, int]  # cell without its reduction, seed
+Federation = tuple[str, int]  # cell without its reduction, split
 Pairs = Mapping[Federation, Sequence[tuple[Figure, Figure]]]
 
 
 def paired(pairs: Pairs) -> Paired:
-    """Compare two arms; price lists and reductions of one federation are averaged first, since they are no repetition.
+    """Compare two arms; price lists, reductions and seeds of one deal are averaged first, since they are no repetition.
 
     Args:
         pairs: (mine, other) of each federation.
@@ -187,8 +187,10 @@ def table_lines(rows: Sequence[Row], static_one: str) -> list[str]:
     lines = summary_lines(found)
     for (cell, prices), one in found.items():
         seeds = len(one.by[one.qfl])
+        splits = len({row["split"] for row in one.by[one.qfl].values()})
         kind = "/".join(sorted({row["teacher"] for row in one.rows}))
-        lines += ["", f"#### {cell}, {prices} ({seeds} seeds, {ROUNDS} rounds, language model: {kind})", ""]
+        about = f"seeds: {seeds}, on {splits} deals; {ROUNDS} rounds; language model: {kind}"
+        lines += ["", f"#### {cell}, {prices} ({about})", ""]
         lines += [
             "| arm | priced cost to the target, full budget of qfl = 1 | never there | test accuracy where it ends |",
             "|---|---|---|---|",
@@ -228,7 +230,7 @@ def summary_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
 
 
 def pairs_of(found: Mapping[tuple[str, str], Comparison], other: str, prices: str) -> Pairs:
-    """The policy's figures with another arm's, by federation; tweets in two reductions are one."""
+    """The policy's figures with another arm's, by deal of a cell; tweets in two reductions are one."""
     pairs: dict[Federation, list[tuple[Figure, Figure]]] = {}
     for (cell, at), one in found.items():
         name = best_rule(one) if other == "best rule" else other
@@ -237,7 +239,8 @@ def pairs_of(found: Mapping[tuple[str, str], Comparison], other: str, prices: st
         data, alpha = cell.rsplit(" ", 1)
         mine, theirs = one.figures["policy"], one.figures[name]
         for seed in sorted(set(mine) & set(theirs)):
-            pairs.setdefault((f"{data.split('-')[0]} {alpha}", seed), []).append((mine[seed], theirs[seed]))
+            split = one.by["policy"][seed]["split"]
+            pairs.setdefault((f"{data.split('-')[0]} {alpha}", split), []).append((mine[seed], theirs[seed]))
     return pairs
 
 

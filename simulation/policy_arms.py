@@ -6,7 +6,7 @@ Scorers share the policy's states, actions, masks and shield; what differs is wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,26 @@ class Constant:
     def probabilities(self, text: str, allowed: Mask) -> Probabilities:
         """See Scorer."""
         return one_hot({**DEFAULT, **self.options}, allowed)
+
+
+@dataclass(eq=False)
+class Scripted:
+    """What was done elsewhere, one action a question, then one setting for good.
+
+    Attributes:
+        script: options of the first questions, in their order.
+        then: options of all later ones.
+    """
+
+    script: Sequence[Options]
+    then: Options
+    asked: int = 0
+
+    def probabilities(self, text: str, allowed: Mask) -> Probabilities:
+        """See Scorer."""
+        options = self.script[self.asked] if self.asked < len(self.script) else self.then
+        self.asked += 1
+        return one_hot({**DEFAULT, **options}, allowed)
 
 
 class Uniform:

@@ -1,4 +1,4 @@
-"""What the policy learns from: many small federations, each played with every setting of a grid.
+"""What the policy learns from: many small federations, each played with every setting of a grid, also from mid-run on.
 
 Prices change nothing that happens in a federation under a fixed setting, so one line of experience says what is best at
 *any* prices: the plays are priced afterwards. Lines are appended one by one; a run that was killed goes on.
@@ -20,7 +20,8 @@ from agent.prices import Prices, cost_to_target
 from agent.shield import allowed_of
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
-from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, Constant, First, Setting, Uniform, scored, static
+from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, First, Setting, Uniform, scored, static
+from simulation.policy_branches import AT_ANY, Ground, branches, play_line, situations
 from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import stand_in
@@ -29,7 +30,6 @@ from simulation.policy_world import Case, Played, World, open_world
 SHARE_HELD = 0.98  # of the tuned fixed plan's accuracy
 TUNED = (2, 5, 10)
 TAIL = 3  # rounds whose mean accuracy is the final one: a single federation's last round is noisy
-AT_ANY = Prices(0.0, 1.0, 0.0)  # what things cost is put into the states afterwards
 Json = dict[str, Any]
 
 
@@ -57,19 +57,19 @@ def draw_federation(number: int, tables: Path, *, rounds: int = 0) -> Draw:
         rounds: of the run; 0 draws it.
     """
     random = np.random.default_rng([7, number])
-    kind = str(random.choice(KINDS, p=[0.35, 0.3, 0.2, 0.05, 0.1]))
+    kind = str(random.choice(KINDS, p=[0.4, 0.35, 0.2, 0.02, 0.03]))
     source = write_table(kind, number if kind not in ("iris", "wine") else 0, tables)
-    sites = 4 if kind in ("iris", "wine") else int(random.choice([4, 6, 8, 10, 12]))
+    sites = 4 if kind in ("iris", "wine") else int(random.choice([2, 3, 4, 6, 8, 10, 12], p=[0.07, 0.08, 0.15, 0.15, 0.15, 0.2, 0.2]))
     more = (
-        ("data.reduction", str(random.choice(["discriminant", "pca"]))),
+        ("data.reduction", str(random.choice(["discriminant", "pca", "pca"]))),
         ("quantum.layers", int(random.choice([2, 3]))),
         ("training.learning-rate", float(random.choice([0.05, 0.1, 0.2]))),
         ("agent.distill-temperature", 2.0),
     )
-    alpha = 5.0 if kind in ("iris", "wine") else float(random.choice([0.2, 0.5, 1.0, 5.0]))
+    alpha = 5.0 if kind in ("iris", "wine") else float(random.choice([0.1, 0.2, 0.5, 1.0]))
     quality = float(random.choice([0.0, 0.3, 1.0, 2.0]))
     first = First(int(random.choice([1, 2, 5, 10])), float(random.choice([0.2, 0.5, 1.0])))
-    length = rounds or int(random.choice([15, 25, 40]))
+    length = rounds or int(random.choice([25, 40]))
     return Draw(Case(f"csv:{source}", sites, alpha, number % 2**31, length, more), quality, first)
 
 
@@ -84,8 +84,12 @@ def open_draw(draw: Draw) -> World:
     return open_world(draw.case, stand_in(draw.quality, seed=draw.case.seed) if draw.quality else None)
 
 
-def experience(draw: Draw) -> Json:
+def experience(draw: Draw, *, branched: bool = True) -> Json:
     """Play a federation with every setting of the grid.
+
+    Args:
+        draw: the federation.
+        branched: also from some states on (what is learned from; a federation to judge on needs none).
 
     Raises:
         LlmQflError: the federation cannot be had (a split that no draw gives, say).
@@ -103,14 +107,17 @@ def experience(draw: Draw) -> Json:
         for count in COUNTS
         if count is Clients.ALL or count.count(world.case.sites) < world.case.sites
     ]
-    plays = [_line(options, _play(world, options, draw.first, target)) for options in settings]
+    ground = Ground(world, draw.first, target, settings)
+    played = [ground.play((), options) for options in settings]
+    plays = [play_line(options, one) for options, one in zip(settings, played, strict=True)]
     cheapest = min(range(len(plays)), key=lambda n: _at(plays[n], (0.5, 0.4, 0.1), fixed, target))
     variants: list[Mapping[str, Any]] = [{"select": Select.OORT}, {"select": Select.ALIGN}]
     variants += [{"weight": Lambda.MIDDLE}] if draw.quality else []
     for change in variants:
         options = {**settings[cheapest], **change}
-        plays.append(_line(options, _play(world, options, draw.first, target)))
-    wander = scored(Uniform(), AT_ANY, first=draw.first, agent={**TRUSTED, "choice": "sample"})
+        plays.append(play_line(options, ground.play((), options)))
+    begin = next(one for one in played[0].decisions if one.action is not None)  # the first round has no history
+    walk = world.play(scored(Uniform(), AT_ANY, first=draw.first, agent={**TRUSTED, "choice": "sample"}))
     return {
         "case": draw.case.to_json(),
         "quality": draw.quality,
@@ -119,26 +126,10 @@ def experience(draw: Draw) -> Json:
         "target": target,
         "fixed": {"circuits": float(np.mean(fixed.circuits)), "bytes": float(np.mean(fixed.bytes))},
         "plan": {"circuits": plan.round_circuits, "bytes": plan.round_bytes},
+        "state": begin.state.text() if begin.state is not None else "",
+        "masked": sorted(begin.masked),
         "plays": plays,
-        "random": _line({}, world.play(wander)),
-    }
-
-
-def _play(world: World, options: Mapping[str, Any], first: First, target: float) -> Played:
-    return world.play(scored(Constant(options), AT_ANY, first=first, agent=TRUSTED), target=target)
-
-
-def _line(options: Mapping[str, Any], played: Played) -> Json:
-    asked = [one for one in played.decisions if one.state is not None]
-    return {
-        "options": {name: option.value for name, option in options.items()},
-        "accuracies": [round(value, 5) for value in played.accuracies],
-        "losses": [round(value, 5) for value in played.losses],
-        "circuits": list(played.circuits),
-        "bytes": list(played.bytes),
-        "states": [one.state.text() for one in asked if one.state is not None],
-        "masked": [sorted(one.masked) for one in asked],
-        "by": [one.by for one in asked],
+        "branches": branches(ground, played, walk, np.random.default_rng([11, draw.case.seed])) if branched else [],
     }
 
 
@@ -155,7 +146,13 @@ def priced(play: Json, prices: Prices, target: float, full: float) -> float:
 
 
 def gather(
-    path: Path, numbers: Sequence[int], tables: Path, *, until: Callable[[], bool], say: Callable[[str], None]
+    path: Path,
+    numbers: Sequence[int],
+    tables: Path,
+    *,
+    until: Callable[[], bool],
+    say: Callable[[str], None],
+    branched: bool = True,
 ) -> int:
     """Append experience of these federations to a JSONL file; those that are in it already are passed over.
 
@@ -165,6 +162,7 @@ def gather(
         tables: folder of the data sets.
         until: true ends it after the federation at hand.
         say: told of each.
+        branched: as in `experience`.
 
     Returns:
         Lines that the file has now.
@@ -177,7 +175,7 @@ def gather(
         if number in done:
             continue
         try:
-            line = experience(draw_federation(number, tables))
+            line = experience(draw_federation(number, tables), branched=branched)
         except (DataError, FederationError) as error:  # no such split, one class: noted, and passed over next time
             line = {"refused": f"{type(error).__name__}: {error}"}
         with path.open("a") as file:
@@ -246,25 +244,18 @@ def _priced_lessons(
     line: Json, shares: tuple[float, float, float], random: np.random.Generator, states: int
 ) -> list[Lesson]:
     prices = prices_of(shares, line["fixed"]["circuits"], line["fixed"]["bytes"])
-    full = float(line["case"]["rounds"])
-    costs = np.array([priced(play, prices, line["target"], full) for play in line["plays"]])
-    # States on the way of good settings, and some where nobody good would be.
-    order = np.argsort(costs)[:3]
-    pool = [(text, masked) for n in order for text, masked in _asked(line["plays"][n])]
-    astray = list(_asked(line["random"]))
-    chosen = [pool[int(n)] for n in random.permutation(len(pool))[: max(states - 1, 1)]]
-    chosen += [astray[int(n)] for n in random.permutation(len(astray))[:1]]
+    full, there = float(line["case"]["rounds"]), list(situations(line))
     found = []
-    for text, masked in chosen:
+    for number in random.permutation(len(there))[:states]:
+        text, masked, plays = there[int(number)]
         state = elsewhere(repriced(read_state(text), _shares(line, prices)), random)
         allowed = allowed_of(masked) | ({"shots": (True,) * len(Shots)} if samples(state) else {})
-        played = [(_options(play), cost) for play, cost in zip(line["plays"], costs, strict=True)]
-        there = [(options, cost) for options, cost in played if all(allowed[name][n] for name, n in options.items())]
-        if there:
-            least = min(cost for _, cost in there)
-            regrets = tuple(math.log(cost / least) for _, cost in there)
-            settings = tuple(options for options, _ in there)
-            found.append(Lesson(state.text(), allowed, settings, regrets, line["number"]))
+        tried = [(_options(play), priced(play, prices, line["target"], full)) for play in plays]
+        fits = [(options, cost) for options, cost in tried if all(allowed[name][n] for name, n in options.items())]
+        if fits:
+            least = min(cost for _, cost in fits)
+            regrets = tuple(math.log(cost / least) for _, cost in fits)
+            found.append(Lesson(state.text(), allowed, tuple(options for options, _ in fits), regrets, line["number"]))
     return found
 
 
@@ -272,12 +263,6 @@ def _options(play: Json) -> dict[str, int]:
     """A play's setting as numbers of options; what it does not name was as by default."""
     named = {name: option.value for name, option in DEFAULT.items()} | play["options"]
     return {name: list(kind).index(kind(named[name])) for name, kind in FIELDS.items()}
-
-
-def _asked(play: Json) -> Iterator[tuple[str, list[str]]]:
-    """States of a play that the policy would have been asked in (the first round has no history)."""
-    pairs = list(zip(play["states"], play["masked"], strict=True))
-    yield from pairs[1:] or pairs
 
 
 def _shares(line: Json, prices: Prices) -> tuple[float, float, float]:

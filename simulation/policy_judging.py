@@ -133,7 +133,7 @@ def judge(
         FederationError: no held-out federation could be had.
     """
     path = folder / "held-out.jsonl"
-    gather(path, range(HELD_OUT, HELD_OUT + federations), folder / "tables", until=until, say=say)
+    gather(path, range(HELD_OUT, HELD_OUT + federations), folder / "tables", until=until, say=say, branched=False)
     lines = [line for line in read_lines(path) if "refused" not in line][:federations]
     if not lines:
         raise FederationError("policy evaluate: no held-out federation was played; give it more --minutes")

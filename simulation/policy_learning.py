@@ -55,8 +55,8 @@ class Recipe:
 
     model: str = "smollm2-135m"
     federations: int = 200
-    prices: int = 8
-    states: int = 2
+    prices: int = 6
+    states: int = 3
     epochs: int = 6
     learning_rate: float = 5e-4
     groups: int = 0

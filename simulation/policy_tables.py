@@ -16,7 +16,9 @@ from llm_qfl.federation.types import Array, Labels
 KINDS = ("gaussian", "clusters", "markov", "iris", "wine")
 
 
-def clustered_rows(random: np.random.Generator, rows: int, *, columns: int, clusters: int) -> tuple[Array, Labels]:
+def clustered_rows(
+    random: np.random.Generator, rows: int, *, columns: int, clusters: int, spread: float = 2.0
+) -> tuple[Array, Labels]:
     """Two classes of several Gaussian clusters each: no single line tells them apart.
 
     Args:
@@ -24,8 +26,9 @@ def clustered_rows(random: np.random.Generator, rows: int, *, columns: int, clus
         rows: N.
         columns: D.
         clusters: of each class.
+        spread: of the centres, in standard deviations of a cluster.
     """
-    centres = random.normal(scale=2.0, size=(2 * clusters, columns))
+    centres = random.normal(scale=spread, size=(2 * clusters, columns))
     which = random.permutation(np.arange(rows) % (2 * clusters))
     return centres[which] + random.normal(size=(rows, columns)), (which % 2).astype(np.intp)
 
@@ -48,7 +51,7 @@ def write_table(kind: str, seed: int, folder: Path) -> Path:
     random = np.random.default_rng([KINDS.index(kind) if kind in KINDS else 0, seed])
     partial = path.with_suffix(".partial")
     if kind == "markov":
-        texts, labels = markov_sequences(random, int(random.integers(300, 700)), contrast=float(random.uniform(0.6, 2)))
+        texts, labels = markov_sequences(random, _rows(random), contrast=float(random.uniform(0.3, 1.2)))
         write_csv(partial, ["sequence", "label"], [[s, int(y)] for s, y in zip(texts, labels, strict=True)])
     else:
         values, labels = _numbers(kind, random)
@@ -59,14 +62,21 @@ def write_table(kind: str, seed: int, folder: Path) -> Path:
 
 
 def _numbers(kind: str, random: np.random.Generator) -> tuple[Array, Labels]:
-    rows, columns = int(random.integers(300, 900)), int(random.integers(5, 24))
+    rows, columns = _rows(random), int(random.integers(5, 24))
     if kind == "gaussian":
-        return gaussian_rows(random, rows, columns=columns, distance=float(random.uniform(1.2, 3.6)))
+        classes = int(random.choice([2, 2, 3]))
+        return gaussian_rows(random, rows, columns=columns, classes=classes, distance=float(random.uniform(0.8, 2.8)))
     if kind == "clusters":
-        return clustered_rows(random, rows, columns=columns, clusters=int(random.integers(1, 4)))
+        clusters, spread = int(random.integers(2, 6)), float(random.uniform(0.8, 2.0))
+        return clustered_rows(random, rows, columns=columns, clusters=clusters, spread=spread)
     if kind in ("iris", "wine"):
         from sklearn.datasets import load_iris, load_wine
 
         bunch = load_iris() if kind == "iris" else load_wine()
         return np.asarray(bunch.data, np.float64), np.asarray(bunch.target, np.intp)
     raise ConfigError(f"policy data: expected one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def _rows(random: np.random.Generator) -> int:
+    """A few hundred, now and then a few thousand."""
+    return int(random.integers(1500, 3000)) if random.random() < 0.3 else int(random.integers(300, 900))

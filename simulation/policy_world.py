@@ -51,6 +51,7 @@ class Case:
         seed: `server.seed`.
         rounds: `server.rounds`.
         more: further keys of the run config.
+        play_seed: of what is drawn once the rows are dealt (start, batches, draws of sites); None takes `seed`.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Case:
     seed: int = 0
     rounds: int = 20
     more: tuple[tuple[str, Scalar], ...] = ()
+    play_seed: int | None = None
 
     def config(self) -> RunConfig:
         """The run config: validation and test on the server, nothing beside the QNN."""
@@ -295,6 +297,9 @@ def open_world(case: Case, teach: Callable[[World], Teacher] | None = None) -> W
         raise ValueError("a world holds validation and test rows on the server")
     digest = opened.setup.digest()
     partitions = {site: site_partition(config, own, site, opened.setup, digest) for site, own in settings.items()}
+    seed = case.seed if case.play_seed is None else case.play_seed
+    playing = config.model_copy(update={"server": config.server.model_copy(update={"seed": seed})})
+    opened = replace(opened, config=playing)
     world = World(case, opened, app, nodes, validation, test, NoTeacher(), partitions)
     if teach is not None:
         world.teacher = teach(world)
@@ -307,10 +312,10 @@ def open_world(case: Case, teach: Callable[[World], Teacher] | None = None) -> W
         task = decode_task(message.content)
         if task.plan is None:
             raise ValueError("a train task without a plan")
-        scope = Scope(task.run, task.site, task.state.server_round, "task", case.seed, task.plan.shots)
+        scope = Scope(task.run, task.site, task.state.server_round, "task", seed, task.plan.shots)
         soft = world.teacher.soft(task.site, task.plan.server_round) if task.plan.distill_weight else None
         qnn = SiteQNN(model, opened.model, scope)
-        report = local_round(task.state, task.plan, partitions[task.site], qnn, {}, config, soft)
+        report = local_round(task.state, task.plan, partitions[task.site], qnn, {}, playing, soft)
         return Message(encode_report(report, model.parameter_names, task.fingerprint), reply_to=message)
 
     return world

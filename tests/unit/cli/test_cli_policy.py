@@ -34,7 +34,7 @@ TEXT = (
 
 def line(number):
     """Experience: cheap circuits want many steps, dear ones few."""
-    play = {"losses": [0.7, 0.5, 0.4], "bytes": [10, 10], "states": [TEXT.format(3, 3, 3)] * 2, "masked": [[], []]}
+    play = {"bytes": [10, 10]}
     plays = [
         {**play, "options": {"budget": "1", "clients": "2"}, "accuracies": [0.9, 0.9], "circuits": [1, 1]},
         {**play, "options": {"budget": "20", "clients": "all"}, "accuracies": [0.9, 0.9], "circuits": [100, 100]},
@@ -48,8 +48,10 @@ def line(number):
         "target": 0.8,
         "fixed": {"circuits": 100.0, "bytes": 10.0},
         "plan": {"circuits": 100, "bytes": 10},
+        "state": TEXT.format(3, 3, 3),
+        "masked": [],
         "plays": plays,
-        "random": {**play, "options": {}, "accuracies": [0.9, 0.9], "circuits": [1, 1]},
+        "branches": [{"by": "constant", "after": 1, "state": TEXT.format(3, 3, 3), "masked": [], "plays": plays}],
     }
 
 

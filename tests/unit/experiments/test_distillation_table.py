@@ -126,7 +126,7 @@ def test_tasks_of_the_same_rows_share_their_recordings(tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    source = write_table("gaussian", 3, tmp_path_factory.mktemp("tables"))
+    source = write_table("gaussian", 11, tmp_path_factory.mktemp("tables"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_QFL_THREADS", "1")
         yield open_world(Case(f"csv:{source}", sites=2, alpha=5.0, seed=3, rounds=1))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.priced import FIRST_SEED, Places, jobs, made_with, mend, read_rows, run_missing, setting_of, tables
+from experiments.priced import Places, jobs, made_with, mend, read_rows, run_missing, setting_of, tables
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
-from experiments.priced_cells import CELLS, PRICES, Cell, unit
+from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, split_of, unit
 from experiments.priced_overview import miss_lines, overview_lines
 from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
@@ -24,6 +24,7 @@ def line(arm, seed, accuracies, circuits, prices="any", **more):
     return {
         "cell": "breast-cancer 0.5",
         "seed": seed,
+        "split": seed,
         "arm": arm,
         "prices": prices,
         "teacher": "recorded",
@@ -192,11 +193,25 @@ def test_lines_of_another_policy_are_refused(tmp_path):
     made = made_with(makers.learned_from("policy"), "none")
     keep = tmp_path / "priced.jsonl"
     about = dict(zip(("cell", "seed", "arm", "prices"), KEY, strict=True))
-    keep.write_text(json.dumps({**about, "made": made, "recording": None}) + "\n")
-    run_missing([KEY], keep, places, makers, "none")  # nothing is missing
+    keep.write_text(json.dumps({**about, "split": 42, "made": made, "recording": None}) + "\n")
+    run_missing([KEY], keep, places, makers, "none", 20)  # nothing is missing
+    other = (KEY[0], KEY[1] + 1, *KEY[2:])
+    keep.write_text(json.dumps({**about, "seed": other[1], "split": 43, "made": made, "recording": None}) + "\n")
+    with pytest.raises(FederationError, match="another policy, experience, split"):
+        run_missing([other], keep, places, makers, "none", 1)  # seed 43 on the deal of 42
     policy.write_text("two")
     with pytest.raises(FederationError, match="made with another policy"):
-        run_missing([KEY], keep, places, makers, "none")
+        run_missing([other], keep, places, makers, "none", 20)
+
+
+def test_seeds_take_turns_on_the_deals_and_those_of_one_deal_count_once():
+    assert [split_of(FIRST_SEED + n, 3) - FIRST_SEED for n in range(5)] == [0, 1, 2, 0, 1]
+    assert split_of(FIRST_SEED + 19, 20) == FIRST_SEED + 19
+    apart = paired(pairs_of(comparisons(ROWS, "m1 k2"), "m1 k2", "mixed"))
+    shared = [{**row, "split": FIRST_SEED} for row in ROWS]
+    together = paired(pairs_of(comparisons(shared, "m1 k2"), "m1 k2", "mixed"))
+    assert (apart.pairs, together.pairs) == (len({row["seed"] for row in ROWS}), 1)
+    assert together.ratio == pytest.approx(apart.ratio)
 
 
 def test_lines_of_another_recording_are_refused_and_those_whose_recording_is_elsewhere_stay(tmp_path):
@@ -206,13 +221,13 @@ def test_lines_of_another_recording_are_refused_and_those_whose_recording_is_els
     keep = tmp_path / "priced.jsonl"
     about = dict(zip(("cell", "seed", "arm", "prices"), KEY, strict=True))
     made = made_with(makers.learned_from("policy"), "recorded")
-    keep.write_text(json.dumps({**about, "made": made, "recording": "0" * 16}) + "\n")
-    run_missing([KEY], keep, places, makers, "recorded")  # as in a fresh clone: nothing is played, nothing compared
+    keep.write_text(json.dumps({**about, "split": 42, "made": made, "recording": "0" * 16}) + "\n")
+    run_missing([KEY], keep, places, makers, "recorded", 20)  # as in a fresh clone: nothing is played, nothing compared
     recording = places.recording(CELLS[KEY[0]], KEY[1])
     recording.parent.mkdir()
     recording.write_bytes(b"another")
     with pytest.raises(FederationError, match="recording"):
-        run_missing([KEY], keep, places, makers, "recorded")
+        run_missing([KEY], keep, places, makers, "recorded", 20)
 
 
 def test_experience_is_known_by_what_it_says_not_by_where_its_tables_lie(tmp_path):
@@ -233,7 +248,7 @@ def test_packed_lines_are_read_and_never_written(tmp_path):
     assert rows == ROWS
     assert setting_of(rows) == "m1 k2"
     with pytest.raises(FederationError, match="only read"):
-        run_missing([], keep, Places(tmp_path, tmp_path), Makers(None, tmp_path, tmp_path), "none")
+        run_missing([], keep, Places(tmp_path, tmp_path), Makers(None, tmp_path, tmp_path), "none", 20)
     with pytest.raises(FederationError, match="one static-one"):
         setting_of([*rows, {**rows[0], "static_one": "m2 k2"}])
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ PRICES = Prices(1e-6, 1.0, 1e-6)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    source = write_table("gaussian", 3, tmp_path_factory.mktemp("tables"))
+    source = write_table("gaussian", 11, tmp_path_factory.mktemp("tables"))
     return Case(f"csv:{source}", sites=4, alpha=5.0, seed=3, rounds=3, more=(("training.steps", 2),))
 
 
@@ -62,6 +63,15 @@ def test_the_fixed_plan_is_the_run_itself(case, world):
     assert played.circuits == tuple(sum(r.spent.circuits for r in one.work) for one in closed)
     assert played.test_accuracies[-1] == run.summary["test_accuracy"]
     assert len(played.test_accuracies) == len(played.accuracies)
+
+
+def test_a_play_seed_leaves_the_deal_and_changes_the_start(case, world):
+    same, other = (open_world(replace(case, play_seed=seed)) for seed in (case.seed, case.seed + 1))
+    for site, part in world.partitions.items():
+        np.testing.assert_array_equal(part.train.x, other.partitions[site].train.x)
+    assert same.opened.setup.digest() == other.opened.setup.digest() == world.opened.setup.digest()
+    assert same.play().losses == open_world(case).play().losses
+    assert same.play().losses[0] != other.play().losses[0]
 
 
 def test_a_static_setting_with_all_sites_is_the_fixed_plan(world):
