@@ -59,7 +59,8 @@ def draw_federation(number: int, tables: Path, *, rounds: int = 0) -> Draw:
     random = np.random.default_rng([7, number])
     kind = str(random.choice(KINDS, p=[0.4, 0.35, 0.2, 0.02, 0.03]))
     source = write_table(kind, number if kind not in ("iris", "wine") else 0, tables)
-    sites = 4 if kind in ("iris", "wine") else int(random.choice([2, 3, 4, 6, 8, 10, 12], p=[0.07, 0.08, 0.15, 0.15, 0.15, 0.2, 0.2]))
+    often = [0.07, 0.08, 0.15, 0.15, 0.15, 0.2, 0.2]
+    sites = 4 if kind in ("iris", "wine") else int(random.choice([2, 3, 4, 6, 8, 10, 12], p=often))
     more = (
         ("data.reduction", str(random.choice(["discriminant", "pca", "pca"]))),
         ("quantum.layers", int(random.choice([2, 3]))),
