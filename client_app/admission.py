@@ -109,9 +109,9 @@ def _rows_in_files(config: RunConfig, folder: Path, rows: Mapping[str, int], cla
     from llm_qfl.federation.data.prompts import label_words
     from llm_qfl.language.room import long_words
 
-    language, held_out = config.language, sum(rows.values()) - rows["train"]
+    language = config.language
     if language.task == "generation":
-        return rows["train"] + held_out
+        return sum(rows.values())
     words = [word.strip() for word in language.label_words.split(",")]  # of all classes; a site may have rows of fewer
     if len(words) == 1:
         try:
@@ -119,4 +119,5 @@ def _rows_in_files(config: RunConfig, folder: Path, rows: Mapping[str, int], cla
         except ConfigError:
             words = list(class_names)  # the server refuses them, with the reason
     scored = max(long_words(folder, words), 1)
+    held_out = sum(rows.values()) - rows["train"]
     return rows["train"] * (1 + scored * config.agent.distills) + held_out * scored

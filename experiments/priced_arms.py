@@ -19,10 +19,8 @@ from agent.rules import RULES
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
 from simulation.policy_arms import (
-    TPE,
     TRUSTED,
     First,
-    LinUCB,
     Remembered,
     Shuffled,
     Uniform,
@@ -31,6 +29,7 @@ from simulation.policy_arms import (
     scored,
     static,
 )
+from simulation.policy_bandits import TPE, LinUCB
 from simulation.policy_experience import Json, read_lines
 from simulation.policy_world import MakeDecider, World
 

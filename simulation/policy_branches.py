@@ -86,17 +86,14 @@ def branches(ground: Ground, plays: Sequence[Played], walk: Played, random: np.r
         if len(asked) < 2:
             continue
         after = int(random.integers(1, len(asked)))
-        script, here = [_options(one) for one in asked[:after]], asked[after]
-        tried = sorted(int(n) for n in random.permutation(len(ground.settings))[:TRIED])
+        script = [_options(one) for one in asked[:after]]
+        tried = [ground.settings[n] for n in sorted(random.permutation(len(ground.settings))[:TRIED])]
         found.append(
             {
                 "by": kind,
                 "after": after,
-                "state": here.state.text() if here.state is not None else "",
-                "masked": sorted(here.masked),
-                "plays": [
-                    play_line(then, ground.play(script, then)) for then in map(ground.settings.__getitem__, tried)
-                ],
+                **situation(asked[after]),
+                "plays": [play_line(then, ground.play(script, then)) for then in tried],
             }
         )
     return found
@@ -111,6 +108,17 @@ def _open(played: Played, target: float) -> list[Decision]:
 
 def _options(decision: Decision) -> Options:
     return {name: getattr(decision.action, name) for name in FIELDS}
+
+
+def situation(decision: Decision) -> Json:
+    """What a scorer was asked: the state and what was masked in it.
+
+    Raises:
+        FederationError: no scorer was asked.
+    """
+    if decision.state is None:
+        raise FederationError(f"experience: round {decision.server_round} was decided without a state")
+    return {"state": decision.state.text(), "masked": sorted(decision.masked)}
 
 
 def situations(line: Json) -> Iterator[tuple[str, list[str], Sequence[Json]]]:

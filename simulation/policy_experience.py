@@ -21,7 +21,7 @@ from agent.shield import allowed_of
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
 from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, First, Setting, Uniform, scored, static
-from simulation.policy_branches import AT_ANY, Ground, branches, play_line, situations
+from simulation.policy_branches import AT_ANY, Ground, branches, play_line, situation, situations
 from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import stand_in
@@ -118,7 +118,6 @@ def experience(draw: Draw, *, branched: bool = True) -> Json:
         options = {**settings[cheapest], **change}
         plays.append(play_line(options, ground.play((), options)))
     begin = next(one for one in played[0].decisions if one.action is not None)  # the first round has no history
-    walk = world.play(scored(Uniform(), AT_ANY, first=draw.first, agent={**TRUSTED, "choice": "sample"}))
     return {
         "case": draw.case.to_json(),
         "quality": draw.quality,
@@ -127,11 +126,15 @@ def experience(draw: Draw, *, branched: bool = True) -> Json:
         "target": target,
         "fixed": {"circuits": float(np.mean(fixed.circuits)), "bytes": float(np.mean(fixed.bytes))},
         "plan": {"circuits": plan.round_circuits, "bytes": plan.round_bytes},
-        "state": begin.state.text() if begin.state is not None else "",
-        "masked": sorted(begin.masked),
+        **situation(begin),
         "plays": plays,
-        "branches": branches(ground, played, walk, np.random.default_rng([11, draw.case.seed])) if branched else [],
+        "branches": _branches(ground, played, draw.case.seed) if branched else [],
     }
+
+
+def _branches(ground: Ground, played: Sequence[Played], seed: int) -> list[Json]:
+    wander = scored(Uniform(), AT_ANY, first=ground.first, agent={**TRUSTED, "choice": "sample"})
+    return branches(ground, played, ground.world.play(wander), np.random.default_rng([11, seed]))
 
 
 def _at(play: Json, shares: tuple[float, float, float], fixed: Played, target: float) -> float:

@@ -97,7 +97,7 @@ def write_folder(
             if target.exists() and not whole(target):
                 shutil.rmtree(target)
             try:
-                part.rename(target)
+                part.rename(target)  # fails where a folder is that is not empty: one that is whole, or came just now
             except OSError:
                 if not whole(target):
                     raise

@@ -83,7 +83,7 @@ def room_problem(manifest: Manifest, model_config: Any, config: LanguageConfig) 
 
 
 def long_words(folder: Path, words: Sequence[str]) -> int:
-    """How many label words are more than one token of this model, or begin with one that others begin with, too.
+    """How many label words are more than one token of this model, each of which may be scored in rows of its own.
 
     All of them where the model's tokenizer is no JSON file: only that can be read without transformers.
 

@@ -11,7 +11,7 @@ from agent.shield import everything
 from llm_qfl.federation.errors import FederationError
 from simulation import policy_branches as br
 from simulation import policy_experience as xp
-from simulation.policy_arms import TRUSTED, Constant, First, Scripted, Uniform, scored
+from simulation.policy_arms import TRUSTED, First, Scripted, Uniform, scored
 from simulation.policy_states import read_state
 from simulation.policy_tables import write_table
 from simulation.policy_world import Case, open_world
@@ -44,7 +44,7 @@ def test_a_script_is_read_a_line_a_question_and_then_one_setting_stays():
 
 def test_a_script_of_one_setting_is_that_setting(ground):
     for options in SETTINGS:
-        agent = scored(Constant(options), br.AT_ANY, first=FIRST, agent=TRUSTED)
+        agent = scored(Scripted((), options), br.AT_ANY, first=FIRST, agent=TRUSTED)
         whole = ground.world.play(agent, target=ground.target)
         parts = ground.play([options] * 3, options)
         assert (whole.losses, whole.circuits, whole.bytes) == (parts.losses, parts.circuits, parts.bytes)

@@ -13,12 +13,10 @@ from agent.shield import everything
 from llm_qfl.federation.errors import FederationError, LanguageError
 from simulation import policy_experience as xp
 from simulation.policy_arms import (
-    TPE,
     TRUSTED,
-    Constant,
     First,
-    LinUCB,
     Sampled,
+    Scripted,
     Setting,
     Uniform,
     grid,
@@ -27,6 +25,7 @@ from simulation.policy_arms import (
     scored,
     static,
 )
+from simulation.policy_bandits import TPE, LinUCB
 from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import Recording, check_recording, read_recording, stand_in
@@ -99,7 +98,7 @@ def test_sites_hear_what_their_language_model_says_in_that_round(world, monkeypa
 
     heard = Heard()
     monkeypatch.setattr(world, "teacher", heard)
-    played = world.play(scored(Constant({"weight": Lambda.HIGH, "clients": Clients.ALL}), PRICES, agent=TRUSTED))
+    played = world.play(scored(Scripted((), {"weight": Lambda.HIGH, "clients": Clients.ALL}), PRICES, agent=TRUSTED))
     asked = {(site, one.server_round) for one in played.decisions for site in one.sites}
     assert {number for _, number in asked} == {1, 2, 3}
     assert heard.loss_asked == asked
@@ -119,7 +118,7 @@ def test_every_arm_decides_through_one_protocol(world):
     arms = {
         "rule": rule("adaptive"),
         "selected": rule("hybrid", selected=True),
-        "constant": scored(Constant({"budget": Budget.STEPS_5}), PRICES, first=First(2, 0.5), agent=TRUSTED),
+        "constant": scored(Scripted((), {"budget": Budget.STEPS_5}), PRICES, first=First(2, 0.5), agent=TRUSTED),
         "random": scored(Uniform(), PRICES, agent={**TRUSTED, "choice": "sample"}),
         "linucb": scored(LinUCB(), PRICES, agent=TRUSTED),
         "tpe": scored(lambda _: TPE(1), PRICES, agent=TRUSTED),
@@ -142,11 +141,11 @@ def test_the_rules_see_the_teacher_and_static_settings_do_not(world):
 def test_learners_are_told_their_rewards(world):
     told = []
 
-    class Learner(Constant):
+    class Learner(Scripted):
         def learn(self, decision, reward):
             told.append((decision.server_round, reward))
 
-    world.play(scored(Learner({}), PRICES, agent=TRUSTED))
+    world.play(scored(Learner((), {}), PRICES, agent=TRUSTED))
     assert [number for number, _ in told] == [2, 3]  # the first loss has nothing before it to be compared with
     assert all(math.isfinite(reward) for _, reward in told)
 
@@ -185,7 +184,7 @@ def test_draws_are_noted(world):
 
 
 def test_states_come_back_and_take_other_prices(world):
-    state = world.play(scored(Constant({}), PRICES, agent=TRUSTED)).decisions[2].state
+    state = world.play(scored(Scripted((), {}), PRICES, agent=TRUSTED)).decisions[2].state
     assert read_state(state.text()) == state
     dear = repriced(state, (0.9, 0.08, 0.02))
     changed = [n for n, (a, b) in enumerate(zip(state.header, dear.header, strict=True)) if a != b]
@@ -196,7 +195,7 @@ def test_states_come_back_and_take_other_prices(world):
 
 
 def test_noise_queue_and_budget_are_drawn_where_experience_holds_them_still(world):
-    state = world.play(scored(Constant({}), PRICES, agent=TRUSTED)).decisions[2].state
+    state = world.play(scored(Scripted((), {}), PRICES, agent=TRUSTED)).decisions[2].state
     random = np.random.default_rng(0)
     found = [elsewhere(state, random) for _ in range(200)]
     changed = {n for one in found for n, (a, b) in enumerate(zip(state.header, one.header, strict=True)) if a != b}
