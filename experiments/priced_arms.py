@@ -45,11 +45,14 @@ RULE = {
     **{f"rule {name}": (name, False) for name in RULES},
     **{f"rule {name}, selected": (name, True) for name in RULES},
 }
-LEARNERS = ("random", "linucb", "tpe")
+LEARNERS = ("random", "linucb", "tpe", "trees")
+"""`trees` are what the policy was cloned from."""
 POLICY = ("policy", "policy, shuffled state", "policy, random model", "policy, no shield", "policy, online bandit")
 FREE = (*STATIC, *RULE)
 """Arms to which prices make no difference: played once for all price lists."""
 PRICED = (*LEARNERS, *POLICY)
+EXPERIENCED = ("linucb", "trees", "policy, shuffled state")
+"""Arms that take something from the experience itself."""
 RANGED = ("policy", "policy, shuffled state", "policy, online bandit")
 """Arms that ask the policy only in states of the kind that it was trained on."""
 # A run that ends at a plateau can only miss the target that costs are counted to.
@@ -70,6 +73,7 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     "random": {**TRUSTED, **TO_THE_END, "choice": "sample"},
     "linucb": {**TRUSTED, **TO_THE_END},
     "tpe": {**TRUSTED, **TO_THE_END},
+    "trees": {**TRUSTED, **TO_THE_END},
     "policy": TO_THE_END,
     "policy, shuffled state": TO_THE_END,
     "policy, random model": {**TRUSTED, **TO_THE_END},
@@ -124,6 +128,8 @@ class Makers:
             return copy.deepcopy(self.linucb)
         if arm == "tpe":
             return lambda _: TPE(seed)
+        if arm == "trees":
+            return self.trees
         if arm == "policy, random model":
             return self.guessing
         if arm == "policy, shuffled state":
@@ -137,7 +143,9 @@ class Makers:
         """What an arm's decisions depend on: its keys, digests of the policy and of the experience."""
         keys = [repr((self.first, WARM, sorted(KEYS[arm].items())))] if arm in KEYS else []
         policy = [file_digest(self.policy)] if self.policy is not None and arm.startswith("policy") else []
-        return keys + policy + ([self.experience_digest] if arm in ("linucb", "policy, shuffled state") else [])
+        return (
+            keys + policy + ([self.experience_digest] if arm in ("linucb", "trees", "policy, shuffled state") else [])
+        )
 
     @cached_property
     def experience_digest(self) -> str:
@@ -160,9 +168,16 @@ class Makers:
     @cached_property
     def texts(self) -> list[str]:
         """States at random prices, from the experience."""
-        from simulation.policy_experience import lessons
+        from simulation.policy_lessons import lessons
 
         return [one.text for one in lessons(self.lines, 1)]
+
+    @cached_property
+    def trees(self) -> Remembered:
+        """What the policy was cloned from; equal questions are asked once."""
+        from simulation.policy_learning import costs_of
+
+        return Remembered(costs_of(self.lines, 0))
 
     @cached_property
     def linucb(self) -> LinUCB:

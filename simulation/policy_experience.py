@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agent.actions import FIELDS, Clients, Lambda, Select, Shots
+from agent.actions import Clients, Lambda, Select
 from agent.prices import Prices, cost_to_target
-from agent.shield import allowed_of
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
-from simulation.policy_arms import COUNTS, DEFAULT, STEPS, TRUSTED, First, Setting, Uniform, scored, static
-from simulation.policy_branches import AT_ANY, Ground, branches, play_line, situation, situations
-from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
+from simulation.policy_arms import COUNTS, STEPS, TRUSTED, First, Setting, Uniform, scored, static
+from simulation.policy_branches import AT_ANY, Ground, branches, play_line
+from simulation.policy_states import prices_of
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import stand_in
 from simulation.policy_world import Case, Played, World, open_world
@@ -109,15 +108,11 @@ def experience(draw: Draw, *, branched: bool = True) -> Json:
         if count is Clients.ALL or count.count(world.case.sites) < world.case.sites
     ]
     ground = Ground(world, draw.first, target, settings)
-    played = [ground.play((), options) for options in settings]
-    plays = [play_line(options, one) for options, one in zip(settings, played, strict=True)]
+    plays = [play_line(options, ground.play((), options)) for options in settings]
     cheapest = min(range(len(plays)), key=lambda n: _at(plays[n], (0.5, 0.4, 0.1), fixed, target))
-    variants: list[Mapping[str, Any]] = [{"select": Select.OORT}, {"select": Select.ALIGN}]
-    variants += [{"weight": Lambda.MIDDLE}] if draw.quality else []
-    for change in variants:
-        options = {**settings[cheapest], **change}
-        plays.append(play_line(options, ground.play((), options)))
-    begin = next(one for one in played[0].decisions if one.action is not None)  # the first round has no history
+    changes: list[Mapping[str, Any]] = [{"select": Select.OORT}, {"select": Select.ALIGN}]
+    changes += [{"weight": Lambda.MIDDLE}] if draw.quality else []
+    ground = replace(ground, variants=[{**settings[cheapest], **change} for change in changes])
     return {
         "case": draw.case.to_json(),
         "quality": draw.quality,
@@ -126,15 +121,14 @@ def experience(draw: Draw, *, branched: bool = True) -> Json:
         "target": target,
         "fixed": {"circuits": float(np.mean(fixed.circuits)), "bytes": float(np.mean(fixed.bytes))},
         "plan": {"circuits": plan.round_circuits, "bytes": plan.round_bytes},
-        **situation(begin),
         "plays": plays,
-        "branches": _branches(ground, played, draw.case.seed) if branched else [],
+        "branches": _branches(ground, draw.case.seed) if branched else [],
     }
 
 
-def _branches(ground: Ground, played: Sequence[Played], seed: int) -> list[Json]:
+def _branches(ground: Ground, seed: int) -> list[Json]:
     wander = scored(Uniform(), AT_ANY, first=ground.first, agent={**TRUSTED, "choice": "sample"})
-    return branches(ground, played, ground.world.play(wander), np.random.default_rng([11, seed]))
+    return branches(ground, ground.world.play(wander), np.random.default_rng([11, seed]))
 
 
 def _at(play: Json, shares: tuple[float, float, float], fixed: Played, target: float) -> float:
@@ -204,74 +198,6 @@ def read_lines(path: Path) -> Iterator[Json]:
         except ValueError as error:
             if number < len(lines):
                 raise FederationError(f"{path}: line {number} is damaged: {error}; delete it") from error
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A state with what settings cost in its federation.
-
-    Attributes:
-        text: the state.
-        allowed: the mask.
-        settings: field -> number of the option, of each setting that was played and is allowed here.
-        regrets: of each setting, log(cost / least cost), nats.
-        number: the federation.
-    """
-
-    text: str
-    allowed: Mapping[str, tuple[bool, ...]]
-    settings: tuple[Mapping[str, int], ...]
-    regrets: tuple[float, ...]
-    number: int
-
-
-def lessons(lines: Sequence[Json], seed: int, *, prices: int = 6, states: int = 3) -> list[Lesson]:
-    """States at random prices, with what every setting cost to the target in their federation.
-
-    Args:
-        lines: of `gather`.
-        seed: of prices and of the states that are taken.
-        prices: price lists a federation.
-        states: of each price list.
-    """
-    random = np.random.default_rng(seed)
-    found: list[Lesson] = []
-    for line in lines:
-        if "refused" in line:
-            continue
-        for _ in range(prices):
-            found += _priced_lessons(line, draw_shares(random), random, states)
-    return found
-
-
-def _priced_lessons(
-    line: Json, shares: tuple[float, float, float], random: np.random.Generator, states: int
-) -> list[Lesson]:
-    prices = prices_of(shares, line["fixed"]["circuits"], line["fixed"]["bytes"])
-    full, there = float(line["case"]["rounds"]), list(situations(line))
-    found = []
-    for number in random.permutation(len(there))[:states]:
-        text, masked, plays = there[int(number)]
-        state = elsewhere(repriced(read_state(text), _shares(line, prices)), random)
-        allowed = allowed_of(masked) | ({"shots": (True,) * len(Shots)} if samples(state) else {})
-        tried = [(_options(play), priced(play, prices, line["target"], full)) for play in plays]
-        fits = [(options, cost) for options, cost in tried if all(allowed[name][n] for name, n in options.items())]
-        if fits:
-            least = min(cost for _, cost in fits)
-            regrets = tuple(math.log(cost / least) for _, cost in fits)
-            found.append(Lesson(state.text(), allowed, tuple(options for options, _ in fits), regrets, line["number"]))
-    return found
-
-
-def _options(play: Json) -> dict[str, int]:
-    """A play's setting as numbers of options; what it does not name was as by default."""
-    named = {name: option.value for name, option in DEFAULT.items()} | play["options"]
-    return {name: list(kind).index(kind(named[name])) for name, kind in FIELDS.items()}
-
-
-def _shares(line: Json, prices: Prices) -> tuple[float, float, float]:
-    """The shares that the run would show: of the configured plan's round, not of the tuned one's."""
-    return prices.shares(line["plan"]["circuits"], line["plan"]["bytes"])
 
 
 def summarise(lines: Sequence[Json], shares: tuple[float, float, float]) -> dict[str, float]:

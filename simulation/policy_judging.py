@@ -16,8 +16,9 @@ from agent.decisions import Decision, conduct
 from agent.prices import Prices
 from llm_qfl.federation.errors import FederationError
 from simulation.policy_arms import First, Remembered, Shuffled, scored
-from simulation.policy_experience import Json, draw_shares, gather, lessons, priced, read_lines
+from simulation.policy_experience import Json, draw_shares, gather, priced, read_lines
 from simulation.policy_learning import HELD_OUT, price_list, reopen
+from simulation.policy_lessons import lessons
 
 SIGNIFICANT = 0.05
 PRICES = {"circuits dear": (0.9, 0.08, 0.02), "rounds dear": (0.08, 0.9, 0.02), "mixed": (0.45, 0.45, 0.1)}

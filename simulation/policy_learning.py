@@ -23,7 +23,9 @@ from agent.prices import Prices
 from agent.state import ranges_of
 from llm_qfl.federation.errors import LanguageError
 from simulation.policy_arms import TRUSTED, First, Remembered, Sampled, scored
-from simulation.policy_experience import Json, Lesson, draw_shares, gather, lessons, read_lines
+from simulation.policy_costs import Costs
+from simulation.policy_experience import Json, draw_shares, gather, read_lines
+from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import prices_of, read_state
 from simulation.policy_teachers import stand_in
 from simulation.policy_world import Case, World, open_world
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 HELD_OUT = 100_000  # federations from this number on are never trained on
+HELD_BACK = 10  # of so many federations one is not cloned
+PRICED = 8  # price lists of a federation that the trees are shown
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Recipe:
 
     model: str = "smollm2-135m"
     federations: int = 200
-    prices: int = 6
-    states: int = 3
+    prices: int = 4
+    states: int = 5
     epochs: int = 6
     learning_rate: float = 5e-4
     groups: int = 0
@@ -128,10 +132,16 @@ class Training:
         return [line for line in read_lines(self.folder / "worlds.jsonl") if "refused" not in line]
 
     def lessons(self) -> tuple[list[Lesson], list[Lesson]]:
-        """What is cloned, and a tenth of the federations to see whether it was understood."""
+        """What is cloned, and as it was played a tenth of the federations, to see whether it was understood.
+
+        What is cloned is told by `Costs` of the other nine tenths.
+        """
         recipe, lines = self.recipe, self.lines()[: self.recipe.federations]
         found = lessons(lines, recipe.seed, prices=recipe.prices, states=recipe.states)
-        return [one for one in found if one.number % 10 != 9], [one for one in found if one.number % 10 == 9]
+        costs = costs_of(lines, recipe.seed)
+        tried = {one.number: one.settings for one in sorted(found, key=lambda one: len(one.settings))}
+        cloned = [costs.teach(one, tried[one.number]) for one in found if not held_back(one.number)]
+        return cloned, [one.at_best() for one in found if held_back(one.number)]
 
     def _clone(self, trainer: PolicyTrainer, over: Callable[[], bool]) -> bool:
         note, checkpoint = self.folder / "clone.json", self.folder / "clone.npz"
@@ -234,6 +244,16 @@ class Training:
         }
         file = PolicyFile.of(trainer.policy, self.recipe.model, ranges=ranges_of(states), command=command, notes=notes)
         file.write(path)
+
+
+def held_back(number: int) -> bool:
+    """Is a federation one that nothing is cloned from?"""
+    return number % HELD_BACK == HELD_BACK - 1
+
+
+def costs_of(lines: Sequence[Json], seed: int) -> Costs:
+    """What the policy is cloned from: experience of every setting, without the federations that are held back."""
+    return Costs.fit(lessons([line for line in lines if not held_back(line["number"])], seed, prices=PRICED), seed)
 
 
 def _tried(found: Sequence[Lesson]) -> list[Tried]:

@@ -26,8 +26,8 @@ from llm_qfl.language.policy import PolicyModel, PolicyRows
 
 Mask = Mapping[str, Sequence[bool]]
 
-SOFTNESS = 0.4
-"""Weight of the entropy in cloning: a setting that costs half as much again is wanted e times less."""
+SOFTNESS = 0.1
+"""Weight of the entropy in cloning: a round that costs a tenth more in the end is wanted e times less."""
 
 
 @dataclass(frozen=True)

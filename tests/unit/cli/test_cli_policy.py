@@ -32,9 +32,13 @@ TEXT = (
 )
 
 
+def branch(by, plays):
+    return {"by": by, "after": 1, "state": TEXT.format(3, 3, 3), "masked": [], "plays": plays}
+
+
 def line(number):
     """Experience: cheap circuits want many steps, dear ones few."""
-    play = {"bytes": [10, 10]}
+    play = {"bytes": [10, 10], "once": False}
     plays = [
         {**play, "options": {"budget": "1", "clients": "2"}, "accuracies": [0.9, 0.9], "circuits": [1, 1]},
         {**play, "options": {"budget": "20", "clients": "all"}, "accuracies": [0.9, 0.9], "circuits": [100, 100]},
@@ -48,10 +52,11 @@ def line(number):
         "target": 0.8,
         "fixed": {"circuits": 100.0, "bytes": 10.0},
         "plan": {"circuits": 100, "bytes": 10},
-        "state": TEXT.format(3, 3, 3),
-        "masked": [],
         "plays": plays,
-        "branches": [{"by": "constant", "after": 1, "state": TEXT.format(3, 3, 3), "masked": [], "plays": plays}],
+        "branches": [
+            {"by": by, "after": 1, "state": TEXT.format(3, 3, 3), "masked": [], "plays": plays}
+            for by in ("first", "once")
+        ],
     }
 
 

@@ -13,6 +13,7 @@ from agent.shield import everything
 from llm_qfl.federation.errors import FederationError, LanguageError
 from simulation import policy_experience as xp
 from simulation.policy_arms import (
+    DEFAULT,
     TRUSTED,
     First,
     Sampled,
@@ -26,6 +27,7 @@ from simulation.policy_arms import (
     static,
 )
 from simulation.policy_bandits import TPE, LinUCB
+from simulation.policy_lessons import lessons
 from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import Recording, check_recording, read_recording, stand_in
@@ -172,7 +174,7 @@ def test_linucb_prefers_what_paid():
 def test_a_masked_wish_falls_to_the_nearest_allowed():
     allowed = {name: [True] * size for name, size in SIZES.items()}
     allowed["clients"] = [False, True, False, False, False, False, False, True]  # three, or all
-    found = one_hot({**xp.DEFAULT, "clients": Clients.TEN}, allowed)
+    found = one_hot({**DEFAULT, "clients": Clients.TEN}, allowed)
     assert found["clients"].argmax() == 7
     assert all(value.sum() == 1 for value in found.values())
 
@@ -241,7 +243,7 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
         setting: cost for setting, cost in xp.summarise([line], (0.98, 0.01, 0.01)).items() if "oort" not in setting
     }
     assert dear["1 2"] < dear["5 all"]
-    found = xp.lessons([line], 0, prices=2, states=2)
+    found = lessons([line], 0, prices=2, states=2)
     assert found
     for one in found:
         assert min(one.regrets) == 0
@@ -249,7 +251,7 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
         assert all(one.allowed[name][number] for setting in one.settings for name, number in setting.items())
     dearest = max(zip(found[0].regrets, found[0].settings, strict=True), key=lambda pair: pair[0])[1]
     assert set(dearest) == {"budget", "clients", "select", "weight", "shots", "stop"}
-    sampling = [one for one in xp.lessons([line], 0, prices=20, states=2) if samples(read_state(one.text))]
+    sampling = [one for one in lessons([line], 0, prices=20, states=2) if samples(read_state(one.text))]
     assert sampling
     assert all(one.allowed["shots"] == (True,) * 4 for one in sampling)
     assert all(setting["shots"] == 3 for one in sampling for setting in one.settings)  # as configured
