@@ -43,14 +43,12 @@ class Ground:
         first: plan of its first round.
         target: validation accuracy that ends a play once it is held.
         settings: what may be tried from a state on.
-        variants: what else is tried from the first state on.
     """
 
     world: World
     first: First
     target: float
     settings: Sequence[Options]
-    variants: Sequence[Options] = ()
 
     def play(self, script: Sequence[Options], then: Options) -> Played:
         """Scripted actions, then one setting, to the target."""
@@ -83,15 +81,14 @@ def branches(ground: Ground, walk: Played, random: np.random.Generator) -> list[
 
     Returns:
         `by` (what led there), `after` (questions before), `state`, `masked`, `plays` (whole ones, equal up to there):
-        of the first state with all settings once and with the variants, then of a state of each of `KINDS`, where a
-        play is long enough to branch off.
+        of the first state with all settings once, then of a state of each of `KINDS`, where a play is long enough to
+        branch off.
 
     Raises:
         FederationError: a play ended before anything was asked.
     """
     once = [(options, ground.once((), options)) for options in ground.settings]
     found = [_branch("first", (), _open(walk, math.inf), once, once=True)]
-    found[0]["plays"] += [play_line(options, ground.play((), options)) for options in ground.variants]
     for kind in KINDS:
         played = walk if kind == "random" else once[int(random.integers(len(ground.settings)))][1]
         if kind == "switched":

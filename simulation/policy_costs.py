@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agent.actions import FIELDS, SIZES, Budget, Clients, Lambda, Select
+from agent.actions import FIELDS, SIZES, Budget, Clients
 from agent.choice import Probabilities
 from agent.shield import Mask
 from agent.state import HEADER, State
@@ -68,12 +68,13 @@ class Costs:
         each = [self.trees.predict(features(state, settings, [once] * len(settings))) for once in ways]
         return np.asarray(np.min(each, axis=0), np.float64)
 
-    def teach(self, lesson: Lesson, settings: Sequence[Setting]) -> Lesson:
-        """The lesson with what the trees say of all these settings, where they are allowed, in place of one play each.
+    def teach(self, lesson: Lesson) -> Lesson:
+        """The lesson with what the trees say of all settings of the grid, where allowed, in place of one play each.
 
         Raises:
             FederationError: none of them is allowed.
         """
+        settings = grid_options()
         able = tuple(one for one in settings if all(lesson.allowed[name][number] for name, number in one.items()))
         if not able:
             raise FederationError(f"policy: none of {len(settings)} settings is allowed in {lesson.text!r}")
@@ -88,7 +89,7 @@ class Costs:
             FederationError: none of the grid is allowed.
         """
         lesson = Lesson(text, allowed, (), (), 0, ())
-        taught = self.teach(lesson, grid_options())
+        taught = self.teach(lesson)
         best = taught.settings[int(np.argmin(taught.regrets))]
         return {name: np.eye(SIZES[name])[number] for name, number in best.items()}
 
@@ -110,9 +111,7 @@ def features(state: State, settings: Sequence[Setting], once: Sequence[bool]) ->
 def _features(setting: Setting, sites: int) -> list[float]:
     steps = _BUDGETS[setting["budget"]].steps or 1
     count = min(_CLIENTS[setting["clients"]].count(sites), sites)
-    work = math.log(steps * count / sites)
-    some = [float(_SELECTS[setting["select"]] is one and count < sites) for one in (Select.ALIGN, Select.OORT)]
-    return [math.log(steps), math.log(count), count / sites, work, *some, _WEIGHTS[setting["weight"]].weight]
+    return [math.log(steps), math.log(count), count / sites, math.log(steps * count / sites)]
 
 
-_BUDGETS, _CLIENTS, _SELECTS, _WEIGHTS = list(Budget), list(Clients), list(Select), list(Lambda)
+_BUDGETS, _CLIENTS = list(Budget), list(Clients)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agent.actions import Clients, Lambda, Select
+from agent.actions import Clients
 from agent.prices import Prices, cost_to_target
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
@@ -24,7 +24,7 @@ from simulation.policy_branches import AT_ANY, Ground, branches, play_line
 from simulation.policy_states import prices_of
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import stand_in
-from simulation.policy_world import Case, Played, World, open_world
+from simulation.policy_world import Case, World, open_world
 
 SHARE_HELD = 0.98  # of the tuned fixed plan's accuracy
 TUNED = (2, 5, 10)
@@ -109,10 +109,6 @@ def experience(draw: Draw, *, branched: bool = True) -> Json:
     ]
     ground = Ground(world, draw.first, target, settings)
     plays = [play_line(options, ground.play((), options)) for options in settings]
-    cheapest = min(range(len(plays)), key=lambda n: _at(plays[n], (0.5, 0.4, 0.1), fixed, target))
-    changes: list[Mapping[str, Any]] = [{"select": Select.OORT}, {"select": Select.ALIGN}]
-    changes += [{"weight": Lambda.MIDDLE}] if draw.quality else []
-    ground = replace(ground, variants=[{**settings[cheapest], **change} for change in changes])
     return {
         "case": draw.case.to_json(),
         "quality": draw.quality,
@@ -129,11 +125,6 @@ def experience(draw: Draw, *, branched: bool = True) -> Json:
 def _branches(ground: Ground, seed: int) -> list[Json]:
     wander = scored(Uniform(), AT_ANY, first=ground.first, agent={**TRUSTED, "choice": "sample"})
     return branches(ground, ground.world.play(wander), np.random.default_rng([11, seed]))
-
-
-def _at(play: Json, shares: tuple[float, float, float], fixed: Played, target: float) -> float:
-    prices = prices_of(shares, float(np.mean(fixed.circuits)), float(np.mean(fixed.bytes)))
-    return priced(play, prices, target, full=len(fixed.circuits))
 
 
 def priced(play: Json, prices: Prices, target: float, full: float) -> float:

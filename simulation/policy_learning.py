@@ -139,8 +139,7 @@ class Training:
         recipe, lines = self.recipe, self.lines()[: self.recipe.federations]
         found = lessons(lines, recipe.seed, prices=recipe.prices, states=recipe.states)
         costs = costs_of(lines, recipe.seed)
-        tried = {one.number: one.settings for one in sorted(found, key=lambda one: len(one.settings))}
-        cloned = [costs.teach(one, tried[one.number]) for one in found if not held_back(one.number)]
+        cloned = [costs.teach(one) for one in found if not held_back(one.number)]
         return cloned, [one.at_best() for one in found if held_back(one.number)]
 
     def _clone(self, trainer: PolicyTrainer, over: Callable[[], bool]) -> bool:

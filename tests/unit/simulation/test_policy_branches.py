@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.actions import FIELDS, Budget, Clients, Select
+from agent.actions import FIELDS, Budget, Clients
 from agent.prices import Prices
 from agent.shield import everything
 from llm_qfl.federation.errors import FederationError
@@ -28,7 +28,7 @@ def ground(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_QFL_THREADS", "1")
         world = open_world(Case(f"csv:{source}", 4, 5.0, 3, 6))
-        yield br.Ground(world, FIRST, 2.0, SETTINGS, [{**SETTINGS[3], "select": Select.OORT}])  # no play gets there
+        yield br.Ground(world, FIRST, 2.0, SETTINGS)  # no play gets there
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +71,16 @@ def test_what_branches_has_one_past_and_the_future_of_its_setting(ground, found)
 
 def test_the_first_state_is_tried_with_all_settings_once_and_then_the_base(ground, found):
     _, (first, *_) = found
-    tried = [{name: option.value for name, option in one.items()} for one in (*SETTINGS, *ground.variants)]
+    tried = [{name: option.value for name, option in one.items()} for one in SETTINGS]
     assert [play["options"] for play in first["plays"]] == tried
-    assert [play["once"] for play in first["plays"]] == [True] * len(SETTINGS) + [False]
+    assert [play["once"] for play in first["plays"]] == [True] * len(SETTINGS)
     assert first["after"] == 0
     base = ground.play((), br.BASE).circuits
     assert len(set(base[1:])) == 1  # a round of BASE costs the same whatever it follows
-    once = first["plays"][: len(SETTINGS)]
+    once = first["plays"]
     assert {tuple(play["circuits"][2:]) for play in once} == {base[2:]}
     assert len({play["circuits"][1] for play in once}) == len(SETTINGS)
     assert once[0]["circuits"] == list(ground.play([SETTINGS[0]], br.BASE).circuits)
-    kept = ground.play((), ground.variants[0])
-    assert first["plays"][-1]["accuracies"] == pytest.approx(list(kept.accuracies), abs=1e-5)
 
 
 def test_plays_that_are_over_at_once_do_not_branch(ground, found):
