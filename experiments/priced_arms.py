@@ -30,6 +30,7 @@ from simulation.policy_arms import (
     static,
 )
 from simulation.policy_bandits import TPE, LinUCB
+from simulation.policy_costs import LEAF, LISTS, SEEN, TREES, costs_of
 from simulation.policy_experience import Json, read_lines
 from simulation.policy_world import MakeDecider, World
 
@@ -46,7 +47,7 @@ RULE = {
     **{f"rule {name}, selected": (name, True) for name in RULES},
 }
 LEARNERS = ("random", "linucb", "tpe", "trees")
-"""`trees` are what the policy was cloned from."""
+"""`trees` are fitted on the same experience as those that the policy is cloned from."""
 POLICY = ("policy", "policy, shuffled state", "policy, random model", "policy, no shield", "policy, online bandit")
 FREE = (*STATIC, *RULE)
 """Arms to which prices make no difference: played once for all price lists."""
@@ -143,9 +144,8 @@ class Makers:
         """What an arm's decisions depend on: its keys, digests of the policy and of the experience."""
         keys = [repr((self.first, WARM, sorted(KEYS[arm].items())))] if arm in KEYS else []
         policy = [file_digest(self.policy)] if self.policy is not None and arm.startswith("policy") else []
-        return (
-            keys + policy + ([self.experience_digest] if arm in ("linucb", "trees", "policy, shuffled state") else [])
-        )
+        trees = [repr((TREES, LEAF, LISTS, SEEN))] if arm == "trees" else []
+        return keys + policy + trees + ([self.experience_digest] if arm in EXPERIENCED else [])
 
     @cached_property
     def experience_digest(self) -> str:
@@ -175,8 +175,6 @@ class Makers:
     @cached_property
     def trees(self) -> Remembered:
         """What the policy was cloned from; equal questions are asked once."""
-        from simulation.policy_learning import costs_of
-
         return Remembered(costs_of(self.lines, 0))
 
     @cached_property

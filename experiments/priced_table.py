@@ -14,6 +14,7 @@ from agent.prices import Prices, cost_to_target
 from experiments.priced_arms import FIXED, PRICED, RULE, STATIC
 from experiments.priced_cells import PRICES, ROUNDS
 from llm_qfl.federation.config_agent import AgentConfig
+from llm_qfl.federation.errors import FederationError
 from simulation.policy_states import prices_of
 
 HELD = 0.98
@@ -59,7 +60,7 @@ class Comparison:
         """The fixed budget with the best mean final validation accuracy; of equals the smallest."""
         there = [arm for arm in FIXED if arm in self.by]
         if not there:
-            raise ValueError("priced: no line of mode qfl in this cell; let the run finish its static arms first")
+            raise FederationError("priced: no line of mode qfl in this cell; let the run finish its static arms first")
         return max(there, key=lambda arm: (self._final(arm), -STATIC[arm].steps))
 
     @property

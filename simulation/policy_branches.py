@@ -25,8 +25,8 @@ from simulation.policy_world import Played, World
 
 Options = Mapping[str, Any]
 BASE: Options = {"budget": Budget.STEPS_2, "clients": Clients.ALL}
-"""What a setting is followed by: of generated federations, the one that costs least over all price lists."""
-KINDS = ("once", "once", "switched", "random")
+"""What a setting for one round is followed by: of the schedules that were tried, what followed best (decision 27)."""
+KINDS = ("followed", "followed", "switched", "random")
 """What led to the states in mid-run: a setting once and then `BASE`, in its place another setting, a random walk."""
 TRIED = 10
 """Settings that are tried from such a state on, drawn: they are compared with each other, and time is spared."""

@@ -1,7 +1,8 @@
 """What a round of a setting comes to in the end, learned over federations: who was lucky in one of them averages out.
 
-One batch of fitted Q iteration with extremely randomised trees (Ernst, Geurts and Wehenkel, JMLR 2005). The policy is
-cloned from what the trees say; as a scorer they are the mark that it is held to.
+A regression of what plays came to on states and settings, with extremely randomised trees as in Ernst, Geurts and
+Wehenkel (JMLR 2005), but of whole plays: nothing is bootstrapped. The policy is cloned from what the trees say; as a
+scorer they are the mark that it is held to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from agent.state import HEADER, State
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.types import Array
 from simulation.policy_arms import COUNTS, DEFAULT, STEPS
-from simulation.policy_lessons import Lesson
+from simulation.policy_branches import Json
+from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import read_state
 
 if TYPE_CHECKING:
@@ -29,8 +31,13 @@ if TYPE_CHECKING:
 SEEN = ("sites", "round", "loss", "gap", "fall1", "fall2", "asked", "steps", "circuits", "rounds", "bytes")
 """What of the state the trees are shown: with every site's buckets they did worse on federations held out."""
 TREES = 100
-LEAF = 40
-"""States, at least, whose plays a leaf averages over; in smaller ones it is the luck of a few federations."""
+LEAF = 20
+"""Plays, at each price list, that a leaf averages over at least: of fewer it is the luck of a few federations."""
+LISTS = 8
+"""Price lists of a federation that the trees are shown."""
+FOLDS = 5
+ONE_IN = 10
+"""Of so many federations one is not cloned."""
 FALL, UNKNOWN = HEADER.index("fall1"), 0  # no loss has fallen yet: the first question
 Setting = Mapping[str, int]
 
@@ -46,8 +53,13 @@ class Costs:
     trees: ExtraTreesRegressor
 
     @classmethod
-    def fit(cls, found: Sequence[Lesson], seed: int) -> Costs:
+    def fit(cls, found: Sequence[Lesson], seed: int, *, lists: int = 1) -> Costs:
         """Fit to lessons of many federations.
+
+        Args:
+            found: the lessons.
+            seed: of the trees.
+            lists: price lists at which each play is among them.
 
         Raises:
             FederationError: no lesson.
@@ -58,8 +70,7 @@ class Costs:
             raise FederationError("policy: no state to learn costs from; run `llm-qfl policy train`")
         rows = [features(read_state(one.text), one.settings, one.once) for one in found]
         costs = [np.array(one.regrets) - np.mean(one.regrets) for one in found]
-        leaf = LEAF * max(round(float(np.mean([len(one) for one in costs])) / 4), 1)
-        trees = ExtraTreesRegressor(TREES, min_samples_leaf=leaf, max_features=0.5, random_state=seed)
+        trees = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF * lists, max_features=0.5, random_state=seed)
         return cls(trees.fit(np.concatenate(rows), np.concatenate(costs)))
 
     def predict(self, state: State, settings: Sequence[Setting]) -> Array:
@@ -74,11 +85,12 @@ class Costs:
         Raises:
             FederationError: none of them is allowed.
         """
-        settings = grid_options()
+        state = read_state(lesson.text)
+        settings = grid_options(len(state.clients))
         able = tuple(one for one in settings if all(lesson.allowed[name][number] for name, number in one.items()))
         if not able:
             raise FederationError(f"policy: none of {len(settings)} settings is allowed in {lesson.text!r}")
-        costs = self.predict(read_state(lesson.text), able)
+        costs = self.predict(state, able)
         regrets = tuple(float(one) for one in costs - costs.min())
         return replace(lesson, settings=able, regrets=regrets, once=(False,) * len(able))
 
@@ -94,14 +106,51 @@ class Costs:
         return {name: np.eye(SIZES[name])[number] for name, number in best.items()}
 
 
-def grid_options() -> list[Setting]:
-    """Numbers of the options of every setting of the grid."""
-    grid = [{**DEFAULT, "budget": budget, "clients": count} for budget in STEPS for count in COUNTS]
+def held_back(number: int) -> bool:
+    """Is a federation one that nothing is cloned from?"""
+    return number % ONE_IN == ONE_IN - 1
+
+
+def costs_of(lines: Sequence[Json], seed: int) -> Costs:
+    """What experience says of every setting, without the federations that are held back."""
+    mine = [line for line in lines if not held_back(line["number"])]
+    return Costs.fit(lessons(mine, seed, prices=LISTS), seed, lists=LISTS)
+
+
+def taught(lines: Sequence[Json], found: Sequence[Lesson], seed: int) -> tuple[list[Lesson], list[Lesson]]:
+    """Lessons as the trees tell them; of every federation trees that never saw it, or they would repeat its luck.
+
+    Args:
+        lines: experience.
+        found: lessons of it.
+        seed: of the trees.
+
+    Returns:
+        Those to be cloned, and those of the federations that are held back.
+    """
+    cloned: list[Lesson] = []
+    for fold in range(FOLDS):
+        costs = costs_of([line for line in lines if line["number"] % FOLDS != fold], seed)
+        cloned += [costs.teach(one) for one in found if one.number % FOLDS == fold and not held_back(one.number)]
+    costs = costs_of(lines, seed)
+    return cloned, [costs.teach(one) for one in found if held_back(one.number)]
+
+
+def grid_options(sites: int) -> list[Setting]:
+    """Numbers of the options of every setting of the grid, a number of sites that are not there left out."""
+    counts = [count for count in COUNTS if count is Clients.ALL or count.count(sites) < sites]
+    grid = [{**DEFAULT, "budget": budget, "clients": count} for budget in STEPS for count in counts]
     return [{name: list(kind).index(one[name]) for name, kind in FIELDS.items()} for one in grid]
 
 
 def features(state: State, settings: Sequence[Setting], once: Sequence[bool]) -> Array:
-    """Rows of numbers for each setting in a state, played for a round or to the end: (settings, features)."""
+    """Rows of numbers for each setting in a state, played for a round or to the end: (settings, features).
+
+    Of more than `agent.state.SHOWN` sites the state shows so many, and so many they are here.
+
+    Raises:
+        FederationError: a budget that is a scale and no number of steps.
+    """
     seen = dict(zip(HEADER, state.header, strict=True))
     there = [*(seen[name] for name in SEEN), float(seen["fall1"] == UNKNOWN)]
     tried = zip(settings, once, strict=True)
@@ -109,7 +158,9 @@ def features(state: State, settings: Sequence[Setting], once: Sequence[bool]) ->
 
 
 def _features(setting: Setting, sites: int) -> list[float]:
-    steps = _BUDGETS[setting["budget"]].steps or 1
+    budget = _BUDGETS[setting["budget"]]
+    if (steps := budget.steps) is None:
+        raise FederationError(f"policy: expected a budget in steps, got {budget.value}")
     count = min(_CLIENTS[setting["clients"]].count(sites), sites)
     return [math.log(steps), math.log(count), count / sites, math.log(steps * count / sites)]
 

@@ -86,22 +86,24 @@ def dependence(found: Iterable[Judged]) -> Dependence:
 def best_setting(lines: Sequence[Json], seed: int = 0, draws: int = 8) -> str:
     """The one setting of the grid with the least mean log cost, over federations and random prices.
 
+    Where fewer sites are there than it asks for, it is the same budget with all of them.
+
     Raises:
-        FederationError: no federation has it all.
+        FederationError: there is no experience.
     """
     random = np.random.default_rng(seed)
-    logs: dict[str, list[float]] = {}
+    names = sorted({setting_name(play) for line in lines for play in line["plays"]})
+    if not names:
+        raise FederationError("policy: no experience to choose a static setting from; run `llm-qfl policy train`")
+    logs: dict[str, list[float]] = {name: [] for name in names}
     for line in lines:
+        plays = {setting_name(play): play for play in line["plays"]}
         for _ in range(draws):
             prices, full = price_list(line, draw_shares(random)), float(line["case"]["rounds"])
-            for play in line["plays"]:
-                name = setting_name(play)
-                logs.setdefault(name, []).append(math.log(priced(play, prices, line["target"], full)))
-    most = max((len(values) for values in logs.values()), default=0)
-    complete = {name: float(np.mean(values)) for name, values in logs.items() if len(values) == most}
-    if not complete:
-        raise FederationError("policy: no experience to choose a static setting from; run `llm-qfl policy train`")
-    return min(complete, key=lambda name: complete[name])
+            costs = {name: math.log(priced(play, prices, line["target"], full)) for name, play in plays.items()}
+            for name in names:
+                logs[name].append(costs[name if name in costs else _nearest(name, costs)])
+    return min(names, key=lambda name: float(np.mean(logs[name])))
 
 
 def setting_name(play: Json) -> str:

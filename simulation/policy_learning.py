@@ -23,7 +23,7 @@ from agent.prices import Prices
 from agent.state import ranges_of
 from llm_qfl.federation.errors import LanguageError
 from simulation.policy_arms import TRUSTED, First, Remembered, Sampled, scored
-from simulation.policy_costs import Costs
+from simulation.policy_costs import held_back, taught
 from simulation.policy_experience import Json, draw_shares, gather, read_lines
 from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import prices_of, read_state
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 HELD_OUT = 100_000  # federations from this number on are never trained on
-HELD_BACK = 10  # of so many federations one is not cloned
-PRICED = 8  # price lists of a federation that the trees are shown
 
 
 @dataclass(frozen=True)
@@ -131,16 +129,10 @@ class Training:
         """Experience of the federations that were not refused."""
         return [line for line in read_lines(self.folder / "worlds.jsonl") if "refused" not in line]
 
-    def lessons(self) -> tuple[list[Lesson], list[Lesson]]:
-        """What is cloned, and as it was played a tenth of the federations, to see whether it was understood.
-
-        What is cloned is told by `Costs` of the other nine tenths.
-        """
+    def lessons(self) -> list[Lesson]:
+        """States of the experience at random prices, as they were played."""
         recipe, lines = self.recipe, self.lines()[: self.recipe.federations]
-        found = lessons(lines, recipe.seed, prices=recipe.prices, states=recipe.states)
-        costs = costs_of(lines, recipe.seed)
-        cloned = [costs.teach(one) for one in found if not held_back(one.number)]
-        return cloned, [one.at_best() for one in found if held_back(one.number)]
+        return lessons(lines, recipe.seed, prices=recipe.prices, states=recipe.states)
 
     def _clone(self, trainer: PolicyTrainer, over: Callable[[], bool]) -> bool:
         note, checkpoint = self.folder / "clone.json", self.folder / "clone.npz"
@@ -155,7 +147,8 @@ class Training:
             )
         if told["losses"]:
             trainer.load(checkpoint)
-        train, held = self.lessons()
+        if len(told["losses"]) < self.recipe.epochs:
+            train, held = taught(self.lines()[: self.recipe.federations], self.lessons(), self.recipe.seed)
         while len(told["losses"]) < self.recipe.epochs:
             if over():
                 return False
@@ -228,11 +221,11 @@ class Training:
         trainer.load(gradient if gradient.exists() else clone)
         told = json.loads((self.folder / "clone.json").read_text())
         groups = sum(1 for _ in read_lines(self.folder / "groups.jsonl"))
-        train, _ = self.lessons()
-        states = [read_state(one.text) for one in train]
+        states = [read_state(one.text) for one in self.lessons() if not held_back(one.number)]
         kind = f"clone, then {groups} groups of policy gradient" if groups else "clone only: no policy gradient yet"
         notes = {
             "kind": kind,
+            "cloned from": "what trees say that settings cost, each federation by trees that never saw it",
             "learned from": "generated tables (gaussian, clusters, markov), iris, wine; none of a comparison's",
             "federations": str(told["federations"]),
             "states": str(told["states"]),
@@ -243,16 +236,6 @@ class Training:
         }
         file = PolicyFile.of(trainer.policy, self.recipe.model, ranges=ranges_of(states), command=command, notes=notes)
         file.write(path)
-
-
-def held_back(number: int) -> bool:
-    """Is a federation one that nothing is cloned from?"""
-    return number % HELD_BACK == HELD_BACK - 1
-
-
-def costs_of(lines: Sequence[Json], seed: int) -> Costs:
-    """What the policy is cloned from: experience of every setting, without the federations that are held back."""
-    return Costs.fit(lessons([line for line in lines if not held_back(line["number"])], seed, prices=PRICED), seed)
 
 
 def _tried(found: Sequence[Lesson]) -> list[Tried]:

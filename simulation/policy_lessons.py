@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,15 +19,16 @@ from simulation.policy_states import elsewhere, prices_of, read_state, repriced,
 
 @dataclass(frozen=True)
 class Lesson:
-    """A state with what settings cost in its federation.
+    """A state with what settings cost in its federation, as they were played or as trees tell it.
 
     Attributes:
         text: the state.
         allowed: the mask.
-        settings: field -> number of the option, of each setting that was played and is allowed here.
+        settings: field -> number of the option, of each setting that was tried and is allowed here.
         regrets: of each setting, log(cost / least cost), nats.
         number: the federation.
         once: of each setting, was it played for one round, with `policy_branches.BASE` after it, and not to the end?
+            Of what trees tell never: there it is the cheaper of the two.
     """
 
     text: str
@@ -36,16 +37,6 @@ class Lesson:
     regrets: tuple[float, ...]
     number: int
     once: tuple[bool, ...]
-
-    def at_best(self) -> Lesson:
-        """Each setting once, at what the cheaper way to go on from it costs."""
-        least: dict[tuple[int, ...], tuple[Mapping[str, int], float]] = {}
-        for setting, regret in zip(self.settings, self.regrets, strict=True):
-            key = tuple(setting.values())
-            least[key] = (setting, min(regret, least.get(key, (setting, regret))[1]))
-        found = list(least.values())
-        settings, regrets = tuple(one for one, _ in found), tuple(regret for _, regret in found)
-        return replace(self, settings=settings, regrets=regrets, once=(False,) * len(found))
 
 
 def lessons(lines: Sequence[Json], seed: int, *, prices: int = 4, states: int = 5) -> list[Lesson]:

@@ -53,10 +53,7 @@ def line(number):
         "fixed": {"circuits": 100.0, "bytes": 10.0},
         "plan": {"circuits": 100, "bytes": 10},
         "plays": plays,
-        "branches": [
-            {"by": by, "after": 1, "state": TEXT.format(3, 3, 3), "masked": [], "plays": plays}
-            for by in ("first", "once")
-        ],
+        "branches": [branch("first", []), branch("followed", plays)],
     }
 
 

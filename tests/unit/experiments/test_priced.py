@@ -57,6 +57,11 @@ ROWS = [
 ]
 
 
+def test_a_cell_without_the_fixed_plan_says_what_to_do():
+    with pytest.raises(FederationError, match="no line of mode qfl in this cell; let the run finish"):
+        tables([row for row in ROWS if row["arm"] == "policy"])
+
+
 def test_figures_by_hand():
     one = Comparison(ROWS, "circuits dear", "m2 k2")
     assert one.qfl == "m5 kall"

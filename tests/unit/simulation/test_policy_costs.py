@@ -9,14 +9,14 @@ from agent.actions import FIELDS, SIZES
 from agent.shield import allowed_of, everything
 from agent.state import HEADER
 from llm_qfl.federation.errors import FederationError
-from simulation.policy_costs import SEEN, Costs, features, grid_options
-from simulation.policy_lessons import Lesson
+from simulation.policy_costs import SEEN, Costs, costs_of, features, grid_options, taught
+from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import read_state
 
 SITES = " ".join(["45021211"] * 6)
 RUN = "sites 5 round 1 left 9 loss 6 gap 1 fall {fall} distance 2 ratio 0 asked 3 steps 2 noise 1 queue 0"
 PRICES = "circuits {circuits} rounds {rounds} bytes 1"
-GRID = [one for one in grid_options() if not one["clients"] or one["clients"] in (1, 3, 7)]
+GRID = grid_options(6)
 NAMES = {name: [str(option.value) for option in kind] for name, kind in FIELDS.items()}
 FIVE_OF_SIX = allowed_of([f"clients {one}" for one in ("7", "10", "15")])
 
@@ -73,7 +73,7 @@ def test_what_is_masked_is_neither_taught_nor_chosen(learned):
 
 
 def test_features_by_hand():
-    setting = grid_options()[0] | {"budget": NAMES["budget"].index("5"), "clients": NAMES["clients"].index("3")}
+    setting = GRID[0] | {"budget": NAMES["budget"].index("5"), "clients": NAMES["clients"].index("3")}
     rows = features(read_state(text(4, fall="000")), [setting, setting], [True, False])
     header = dict(zip(HEADER, read_state(text(4)).header, strict=True)) | {"fall1": 0, "fall2": 0}
     action = [math.log(5), math.log(3), 0.5, math.log(2.5)]
@@ -99,8 +99,70 @@ def test_the_first_question_is_answered_at_the_cheaper_way_to_go_on():
         assert steps_of(taught.settings[int(np.argmin(taught.regrets))]) == best
 
 
-def test_a_lesson_at_best_names_each_setting_once():
-    one, other = GRID[0], GRID[1]
-    lesson = Lesson("", {}, (one, other, one), (0.4, 0.1, 0.0), 3, (False, False, True))
-    best = lesson.at_best()
-    assert (best.settings, best.regrets, best.number) == ((one, other), (0.0, 0.1), 3)
+def experience(number, luck=0.0):
+    """A federation in which a round of s steps costs s circuits and all settings need as many rounds, but for luck."""
+    plays = [
+        {
+            "once": once,
+            "options": {"budget": str(steps), "clients": clients},
+            "accuracies": [0.0] * (rounds := 4 + round(luck * (steps > 2))) + [1.0, 1.0],
+            "circuits": [steps] * (rounds + 2),
+            "bytes": [1] * (rounds + 2),
+        }
+        for once in (False, True)
+        for steps in (1, 2, 5, 10, 20)
+        for clients in ("2", "all")
+    ]
+    masked = ["clients 7", "clients 10", "clients 15"]
+    states = [{"after": 0, "state": text(5, fall), "masked": masked, "plays": plays} for fall in ("000", "555")]
+    return {
+        "number": number,
+        "case": {"rounds": 40},
+        "target": 0.9,
+        "fixed": {"circuits": 10.0, "bytes": 1.0},
+        "plan": {"circuits": 10, "bytes": 1},
+        "plays": [play for play in plays if not play["once"]],
+        "branches": [
+            {**states[0], "by": "first", "plays": [play for play in plays if play["once"]]},
+            {**states[1], "by": "followed", "plays": [play for play in plays if not play["once"]]},
+        ],
+    }
+
+
+def test_trees_know_nothing_of_federations_that_are_held_back():
+    lines = [experience(number) for number in range(20)]
+    other = [experience(number, luck=30 * (number % 10 == 9)) for number in range(20)]
+    one, same, new = (costs_of(some, 0) for some in (lines, other, [*lines, experience(20, luck=30)]))
+    told = [costs.predict(read_state(text(5)), GRID) for costs in (one, same, new)]
+    assert np.array_equal(told[0], told[1])
+    assert not np.array_equal(told[0], told[2])
+
+
+def test_a_federation_is_taught_by_trees_that_never_saw_it():
+    lines = [experience(number) for number in range(20)]
+    found = lessons(lines, 0)
+    lucky = [experience(number, luck=30 * (number == 3)) for number in range(20)]
+    (cloned, held), (others, _) = taught(lines, found, 0), taught(lucky, found, 0)
+    assert {one.number for one in held} == {9, 19}
+    assert {one.number for one in cloned} == set(range(20)) - {9, 19}
+    assert sorted(one.text for one in [*cloned, *held]) == sorted(one.text for one in found)
+    by = [
+        {number: [one.regrets for one in some if one.number == number] for number in (3, 4)}
+        for some in (cloned, others)
+    ]
+    assert by[0][3] == by[1][3]
+    assert by[0][4] != by[1][4]
+
+
+@pytest.mark.parametrize("sites", [2, 3, 5, 10, 12])
+def test_no_setting_of_the_grid_is_another_one_in_other_words(sites):
+    shown = " ".join(["45021211"] * min(sites, 10))
+    rows = features(
+        read_state(f"{shown}\n{text(5).splitlines()[1]}"), grid_options(sites), [False] * len(grid_options(sites))
+    )
+    assert len({tuple(row) for row in rows}) == len(rows) == 5 * (1 + sum(count < sites for count in (2, 3, 5)))
+
+
+def test_a_scaled_budget_is_no_setting():
+    with pytest.raises(FederationError, match=r"expected a budget in steps, got x0\.5"):
+        features(read_state(text(5)), [GRID[0] | {"budget": 0}], [False])
