@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.actions import Budget
+from agent.shield import everything
 from experiments.priced import Places, jobs, made_with, mend, read_rows, run_missing, setting_of, tables
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, split_of, unit
@@ -18,6 +20,11 @@ from llm_qfl.language.files import file_digest
 from simulation.policy_arms import static
 from simulation.policy_states import prices_of
 from simulation.policy_world import Case
+
+STATE = (
+    " ".join(["45021211"] * 4) + "\nsites 4 round 1 left 9 loss 6 gap 1 fall 000 distance 2 ratio 0 asked 3 steps 2 "
+    "noise 1 queue 0 circuits 4 rounds 4 bytes 4"
+)
 
 
 def line(arm, seed, accuracies, circuits, prices="any", **more):
@@ -244,6 +251,39 @@ def test_experience_is_known_by_what_it_says_not_by_where_its_tables_lie(tmp_pat
         path.write_text(json.dumps({"case": case, "plays": [{"accuracies": [last]}]}) + "\n")
         lines.append(Makers(None, path, tmp_path).learned_from("linucb"))
     assert lines[0] == lines[1] != lines[2]
+
+
+def test_trees_are_known_by_their_experience_and_need_no_policy(tmp_path):
+    made = []
+    for name, cheap in (("a", "1"), ("b", "20")):
+        plays = [
+            {
+                "once": once,
+                "options": {"budget": steps, "clients": "all"},
+                "accuracies": [0.0, *[0.0] * (0 if steps == cheap else 9), 1.0, 1.0],
+                "circuits": [1] * (3 if steps == cheap else 12),
+                "bytes": [1] * (3 if steps == cheap else 12),
+            }
+            for steps in ("1", "20")
+            for once in (False, True)
+        ]
+        first = {
+            "by": "first",
+            "after": 0,
+            "state": STATE,
+            "masked": [],
+            "plays": [one for one in plays if one["once"]],
+        }
+        about = {"target": 0.9, "fixed": {"circuits": 1.0, "bytes": 1.0}, "plan": {"circuits": 1, "bytes": 1}}
+        about |= {"case": {"rounds": 40, "source": "csv:x"}, "branches": [first]}
+        path = tmp_path / f"{name}.jsonl"
+        plays = [one for one in plays if not one["once"]]
+        path.write_text("".join(json.dumps({"number": n, **about, "plays": plays}) + "\n" for n in range(40)))
+        made.append(Makers(None, path, tmp_path))
+    steps = [list(Budget)[int(one.trees.probabilities(STATE, everything())["budget"].argmax())].steps for one in made]
+    assert steps[0] < steps[1]
+    assert made[0].learned_from("trees") != made[1].learned_from("trees")
+    assert made[0].learned_from("tpe") == made[1].learned_from("tpe")
 
 
 def test_packed_lines_are_read_and_never_written(tmp_path):

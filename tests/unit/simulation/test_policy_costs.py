@@ -10,6 +10,7 @@ from agent.shield import allowed_of, everything
 from agent.state import HEADER
 from llm_qfl.federation.errors import FederationError
 from simulation.policy_costs import SEEN, Costs, costs_of, features, grid_options, taught
+from simulation.policy_judging import best_setting
 from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import read_state
 
@@ -166,3 +167,16 @@ def test_no_setting_of_the_grid_is_another_one_in_other_words(sites):
 def test_a_scaled_budget_is_no_setting():
     with pytest.raises(FederationError, match=r"expected a budget in steps, got x0\.5"):
         features(read_state(text(5)), [GRID[0] | {"budget": 0}], [False])
+
+
+def test_the_best_setting_for_all_may_ask_for_some_of_the_sites():
+    """In two sites' federations there is no choice of two: what counts there is the same budget with all."""
+    few = experience(0) | {"plays": [one for one in experience(0)["plays"] if one["options"]["clients"] == "all"]}
+    many = experience(1)
+    for play in many["plays"]:
+        if play["options"] == {"budget": "5", "clients": "2"}:
+            play |= {"accuracies": [1.0, 1.0], "circuits": [0, 0], "bytes": [0, 0]}
+    assert best_setting([few, many]) == "budget=5 clients=2"
+    assert best_setting([few]).startswith("budget=1 clients=all")
+    with pytest.raises(FederationError, match="no experience"):
+        best_setting([])
