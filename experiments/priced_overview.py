@@ -17,15 +17,17 @@ HINDSIGHT = (EACH, BEST)
 
 
 def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
-    """Markdown: geometric mean of the cost by price list, share that never got there, test accuracy; cells alike.
+    """Markdown: geometric mean of the cost by price list, share that never got there, test accuracy, seeds.
+
+    Cells count alike. Arms with other seeds than the policy's are compared with it on those that both have, below.
 
     Args:
         found: (cell, prices) -> comparison.
     """
     names = [QFL, ONE, *RULE, *LEARNERS, *POLICY, *HINDSIGHT]
     lines = [
-        f"| arm | {' | '.join(PRICES)} | never there | test accuracy where it ends |",
-        "|---|" + "---|" * (len(PRICES) + 2),
+        f"| arm | {' | '.join(PRICES)} | never there | test accuracy where it ends | seeds |",
+        "|---|" + "---|" * (len(PRICES) + 3),
     ]
     for name in names:
         cells = {key: figures for key, one in found.items() if (figures := _figures(one, name))}
@@ -36,7 +38,8 @@ def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
         test = np.mean([np.mean([one.test for one in figures]) for figures in cells.values()])
         mark = " (in hindsight)" if name in HINDSIGHT else ""
         shown = " | ".join("" if cost is None else f"{cost:.3f}" for cost in costs)
-        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} |")
+        seeds = min(len(figures) for figures in cells.values())
+        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} | {seeds} |")
     return lines
 
 

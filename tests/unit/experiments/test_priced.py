@@ -111,7 +111,7 @@ def test_every_arm_at_a_glance_by_hand():
     assert policy.split("|")[2].strip() == f"{dear:.3f}"
     assert policy.split("|")[5].strip() == "0%"
     static = next(line for line in lines if line.startswith("| static-one |"))
-    assert [part.strip() for part in static.split("|")[2:]] == ["1.000", "1.000", "1.000", "100%", "0.790", ""]
+    assert [part.strip() for part in static.split("|")[2:]] == ["1.000", "1.000", "1.000", "100%", "0.790", "1", ""]
     assert any(line.startswith("| best rule (in hindsight) |") for line in lines)
     assert not any("linucb" in line for line in lines)
 
