@@ -127,16 +127,17 @@ class Training:
 
     def lines(self) -> list[Json]:
         """Experience of the federations that were not refused."""
-        return [line for line in read_lines(self.folder / "worlds.jsonl") if "refused" not in line]
+        there = read_lines(self.folder / "worlds.jsonl")
+        return [line for line in there if "refused" not in line and line["number"] < self.recipe.federations]
 
     def lessons(self) -> list[Lesson]:
         """States of the experience at random prices, as they were played."""
-        recipe, lines = self.recipe, self.lines()[: self.recipe.federations]
+        recipe, lines = self.recipe, self.lines()
         return lessons(lines, recipe.seed, prices=recipe.prices, states=recipe.states)
 
     def _clone(self, trainer: PolicyTrainer, over: Callable[[], bool]) -> bool:
         note, checkpoint = self.folder / "clone.json", self.folder / "clone.npz"
-        federations = len(self.lines()[: self.recipe.federations])
+        federations = len(self.lines())
         told: Json = json.loads(note.read_text()) if note.exists() else {}
         if told.get("federations") != federations:  # more to learn from: cloned anew, so that all of it is
             told = {"losses": [], "federations": federations}
@@ -148,7 +149,7 @@ class Training:
         if told["losses"]:
             trainer.load(checkpoint)
         if len(told["losses"]) < self.recipe.epochs:
-            train, held = taught(self.lines()[: self.recipe.federations], self.lessons(), self.recipe.seed)
+            train, held = taught(self.lines(), self.lessons(), self.recipe.seed)
         while len(told["losses"]) < self.recipe.epochs:
             if over():
                 return False
