@@ -1,9 +1,10 @@
 """The priced comparison: `python -m experiments.priced [--seeds N] [--keep FILE] [--cells ...] [--print-only]`.
 
 What a federation costs until its validation accuracy has held 98% of the tuned fixed plan's for two rounds, at three
-price lists: the fixed plan, the five rules, static settings, random, LinUCB, TPE and the trained policy with its
-ablations. A killed run continues: every finished (cell, seed, arm, prices) is a line of the file that `--keep` names.
-What the README shows is in the repository: `--print-only --keep experiments/kept/priced.jsonl.gz`.
+price lists: the fixed plan, the five rules, static settings, random, LinUCB, TPE, the trained policy with its
+ablations, and the trees that it was cloned from. A killed run continues: every finished (cell, seed, arm, prices) is a
+line of the file that `--keep` names. What the README shows is in the repository:
+`--print-only --keep experiments/kept/priced.jsonl.gz`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class Makers:
 
     Attributes:
         policy: a policy file, or None where no arm needs one.
-        experience: what the policy learned from (`worlds.jsonl`): LinUCB learns from it too, shuffled states are its.
+        experience: what the policy learned from (`worlds.jsonl`): LinUCB and the trees learn from it too, shuffled
+            states are its.
         models: folder of converted base models.
         first: the first round of all that learn or were trained.
     """
