@@ -79,31 +79,29 @@ class Costs:
         each = [self.trees.predict(features(state, settings, [once] * len(settings))) for once in ways]
         return np.asarray(np.min(each, axis=0), np.float64)
 
-    def teach(self, lesson: Lesson) -> Lesson:
-        """The lesson with what the trees say of all settings of the grid, where allowed, in place of one play each.
+    def of_grid(self, text: str, allowed: Mask) -> tuple[tuple[Setting, ...], Array]:
+        """All settings of the grid that are allowed in a state, and what `predict` says of them.
 
         Raises:
             FederationError: none of them is allowed.
         """
-        state = read_state(lesson.text)
+        state = read_state(text)
         settings = grid_options(len(state.clients))
-        able = tuple(one for one in settings if all(lesson.allowed[name][number] for name, number in one.items()))
+        able = tuple(one for one in settings if all(allowed[name][number] for name, number in one.items()))
         if not able:
-            raise FederationError(f"policy: none of {len(settings)} settings is allowed in {lesson.text!r}")
-        costs = self.predict(state, able)
+            raise FederationError(f"policy: none of {len(settings)} settings is allowed in {text!r}")
+        return able, self.predict(state, able)
+
+    def teach(self, lesson: Lesson) -> Lesson:
+        """The lesson with what the trees say of the whole grid, in place of one play each; raises as `of_grid`."""
+        able, costs = self.of_grid(lesson.text, lesson.allowed)
         regrets = tuple(float(one) for one in costs - costs.min())
         return replace(lesson, settings=able, regrets=regrets, once=(False,) * len(able))
 
     def probabilities(self, text: str, allowed: Mask) -> Probabilities:
-        """See Scorer: all weight on the setting of the grid that the trees expect to cost least.
-
-        Raises:
-            FederationError: none of the grid is allowed.
-        """
-        lesson = Lesson(text, allowed, (), (), 0, ())
-        taught = self.teach(lesson)
-        best = taught.settings[int(np.argmin(taught.regrets))]
-        return {name: np.eye(SIZES[name])[number] for name, number in best.items()}
+        """See Scorer: all weight on the setting that the trees expect to cost least; raises as `of_grid`."""
+        able, costs = self.of_grid(text, allowed)
+        return {name: np.eye(SIZES[name])[number] for name, number in able[int(costs.argmin())].items()}
 
 
 def held_back(number: int) -> bool:

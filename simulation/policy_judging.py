@@ -102,7 +102,7 @@ def best_setting(lines: Sequence[Json], seed: int = 0, draws: int = 8) -> str:
             prices, full = price_list(line, draw_shares(random)), float(line["case"]["rounds"])
             costs = {name: math.log(priced(play, prices, line["target"], full)) for name, play in plays.items()}
             for name in names:
-                logs[name].append(costs[name if name in costs else _nearest(name, costs)])
+                logs[name].append(_at_nearest(name, costs))
     return min(names, key=lambda name: float(np.mean(logs[name])))
 
 
@@ -220,14 +220,20 @@ class Asked:
         least = min(costs.values())
         return Run(
             math.log(reached.cost / least),
-            math.log(costs.get(one, costs[_nearest(one, costs)]) / least),
+            math.log(_at_nearest(one, costs) / least),
             math.log(without.cost / reached.cost),
             reached.server_round is not None,
             tuple(played.decisions),
         )
 
 
-def _nearest(name: str, costs: Mapping[str, float]) -> str:
-    """Where a setting asks for more sites than are there: the same budget with all of them."""
-    budget = name.split(maxsplit=1)[0]
-    return next((other for other in costs if other == f"{budget} clients=all"), min(costs, key=lambda key: costs[key]))
+def _at_nearest(name: str, costs: Mapping[str, float]) -> float:
+    """Cost of a setting; where it asks for more sites than are there, of the same budget with all of them.
+
+    Raises:
+        FederationError: that was not played either.
+    """
+    everyone = f"{name.split(maxsplit=1)[0]} clients=all"
+    if name not in costs and everyone not in costs:
+        raise FederationError(f"policy: expected a play of {name} or {everyone}, got {', '.join(costs)}")
+    return costs[name if name in costs else everyone]

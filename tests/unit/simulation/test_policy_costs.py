@@ -180,3 +180,11 @@ def test_the_best_setting_for_all_may_ask_for_some_of_the_sites():
     assert best_setting([few]).startswith("budget=1 clients=all")
     with pytest.raises(FederationError, match="no experience"):
         best_setting([])
+
+
+def test_a_setting_that_was_not_played_in_any_way_is_said():
+    lines = [experience(number) for number in range(2)]
+    lines[1]["plays"] = [one for one in lines[1]["plays"] if one["options"]["clients"] == "2"]
+    lines[0]["plays"] = [one for one in lines[0]["plays"] if one["options"]["clients"] == "all"]
+    with pytest.raises(FederationError, match=r"clients=all or budget=\d+ clients=all, got"):
+        best_setting(lines)

@@ -239,9 +239,7 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
         file.write('{"number": 5, "ca')  # a kill
     assert [line["number"] for line in xp.read_lines(path)] == [4]
     (line,) = xp.read_lines(path)
-    dear = {
-        setting: cost for setting, cost in xp.summarise([line], (0.98, 0.01, 0.01)).items() if "oort" not in setting
-    }
+    dear = xp.summarise([line], (0.98, 0.01, 0.01))
     assert dear["1 2"] < dear["5 all"]
     found = lessons([line], 0, prices=2, states=2)
     assert found
