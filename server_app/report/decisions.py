@@ -77,10 +77,11 @@ def _verdict(run: Run, found: Json) -> str:
 
 def _fired(run: Run, found: Json) -> str:
     fired: Json = found["rule_fired"]
-    would = "would have " if found["kind"] == "policy" else ""
+    behind = found["kind"] == "policy"
     text = (
-        f"The rule {found['rule']} {would}raised a budget in {fired['grew']:.0%} and lowered one in "
-        f"{fired['shrank']:.0%} of the {plural(fired['rounds'], 'closed round')}."
+        f"The rule {found['rule']} {'would have ' if behind else ''}raised a budget in {fired['grew']:.0%} and lowered "
+        f"one in {fired['shrank']:.0%} of the {plural(fired['rounds'], 'closed round')}"
+        f"{', each time from what the policy had chosen' if behind else ''}."
     )
     if fired["inert"]:
         text += (
@@ -157,7 +158,10 @@ def _rules(found: Json) -> Markup | None:
     if not fired:
         return None
     rows: list[list[Child]] = [[rule, f"{one['grew']:.0%}", f"{one['shrank']:.0%}"] for rule, one in fired.items()]
-    caption = "Share of the closed rounds in which a rule would have changed any site's budget, given these losses"
+    caption = (
+        "Share of the closed rounds in which a rule would have changed any site's budget, given these losses and its own "
+        "budgets from the first round on; one that stands at its limit moves no further"
+    )
     heads: list[Child] = ["Rule", "Raised", "Lowered"]
     return details("What each rule makes of these losses", table(heads, rows, caption=caption))
 
