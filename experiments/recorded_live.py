@@ -1,9 +1,9 @@
 """Is a recorded language model as good as a live one? `python -m experiments.recorded_live [--print-only]`.
 
-The priced comparison plays federations with recorded L_i (`experiments.priced_records`). Here the shipped policy decides
-the same federation twice: with the recording, and in a whole run in which every site that is asked tunes SmolLM2. What
-differs is what the recording leaves out: sites that are not asked in a language round tune nothing, the average is then
-of fewer adapters, and the server has a loss of its own (L_s). A killed run continues.
+The priced comparison plays federations with recorded L_i (`experiments.priced_records`). Here the shipped policy
+decides the same federation twice: with the recording, and in a whole run in which every site that is asked tunes
+SmolLM2. What differs is what the recording leaves out: sites that are not asked in a language round tune nothing, the
+average is then of fewer adapters, and the server has a loss of its own (L_s). A killed run continues.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from agent.decider import Decider
 from agent.prices import Prices
-from experiments.priced import Json, Places, mend, open_cell, read_rows, setting_of
+from experiments.priced import Json, Places, made_with, mend, open_cell, read_rows, setting_of
 from experiments.priced_arms import KEYS, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, unit
 from experiments.priced_records import recorded_case
 from experiments.priced_table import Comparison
 from llm_qfl.federation.config import RunConfig, Scalar
-from llm_qfl.federation.errors import LlmQflError
+from llm_qfl.federation.errors import FederationError, LlmQflError
 from simulation.policy_arms import First, scored
 from simulation.policy_states import prices_of
 from simulation.policy_world import World
@@ -102,30 +102,38 @@ def told(decider: Decider) -> Json:
     }
 
 
-def run_missing(cells: Sequence[str], keep: Path, places: Places, makers: Makers, language: Mapping[str, Scalar]) -> None:
-    """Play what the file does not hold yet, a line each."""
+def run_missing(
+    cells: Sequence[str], keep: Path, places: Places, makers: Makers, language: Mapping[str, Scalar]
+) -> None:
+    """Play what the file does not hold yet, a line each.
+
+    Raises:
+        FederationError: lines that were made with another policy or another language model.
+    """
     keep.parent.mkdir(parents=True, exist_ok=True)
     mend(keep)
-    have = {(row["cell"], row["kind"]) for row in read_rows(keep)}
+    made = made_with([*makers.learned_from("policy"), repr((FIRST, LIST, sorted(language.items())))], "recorded")
+    have = {(row["cell"], row["kind"]): row["made"] for row in read_rows(keep)}
+    if set(have.values()) - {made}:
+        raise FederationError(
+            f"{keep}: made with another policy, language model or keys; name another file with --keep"
+        )
     with keep.open("a") as file:
         for name in cells:
-            cell, seed = CELLS[name], FIRST_SEED
-            if all((name, kind) in have for kind in KINDS):
+            missing = [kind for kind in KINDS if (name, kind) not in have]
+            if not missing:
                 continue
-            world = open_cell(cell, seed, seed, places, "recorded")
+            world = open_cell(CELLS[name], FIRST_SEED, FIRST_SEED, places, "recorded")
             prices = prices_of(PRICES[LIST], *unit(world))
-            for kind in KINDS:
-                if (name, kind) in have:
-                    continue
+            about = {"cell": name, "seed": FIRST_SEED, "made": made, "unit": list(unit(world))}
+            for kind in missing:
                 started = time.process_time()
-                found = (
-                    play_recorded(world, makers, prices)
-                    if kind == "recorded"
-                    else play_live(cell, seed, places, prices, language)
-                )
+                if kind == "recorded":
+                    found = play_recorded(world, makers, prices)
+                else:
+                    found = play_live(CELLS[name], FIRST_SEED, places, prices, language)
                 seconds = round(time.process_time() - started, 1)
-                about = {"cell": name, "seed": seed, "kind": kind, "unit": list(unit(world)), "cpu_seconds": seconds}
-                file.write(json.dumps({**about, **found}) + "\n")
+                file.write(json.dumps({**about, "kind": kind, "cpu_seconds": seconds, **found}) + "\n")
                 file.flush()
                 print(f"{name}, {kind}: {seconds} s", flush=True)
 

@@ -7,7 +7,6 @@ Prices change nothing that happens in a federation under a fixed setting, so one
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
 from simulation.policy_arms import COUNTS, STEPS, TRUSTED, First, Setting, Uniform, scored, static
 from simulation.policy_branches import AT_ANY, Ground, branches, play_line
-from simulation.policy_states import prices_of
 from simulation.policy_tables import KINDS, write_table
 from simulation.policy_teachers import stand_in
 from simulation.policy_world import Case, World, open_world
@@ -189,17 +187,3 @@ def read_lines(path: Path) -> Iterator[Json]:
         except ValueError as error:
             if number < len(lines):
                 raise FederationError(f"{path}: line {number} is damaged: {error}; delete it") from error
-
-
-def summarise(lines: Sequence[Json], shares: tuple[float, float, float]) -> dict[str, float]:
-    """Cost of every setting at a price list, relative to the fixed plan's full budget: geometric mean over lines."""
-    logs: dict[str, list[float]] = {}
-    for line in lines:
-        if "refused" in line:
-            continue
-        prices = prices_of(shares, line["fixed"]["circuits"], line["fixed"]["bytes"])
-        full = float(line["case"]["rounds"])
-        for play in line["plays"]:
-            name = " ".join(str(value) for value in play["options"].values())
-            logs.setdefault(name, []).append(math.log(priced(play, prices, line["target"], full) / full))
-    return {name: math.exp(float(np.mean(values))) for name, values in sorted(logs.items())}

@@ -159,8 +159,8 @@ def _rules(found: Json) -> Markup | None:
         return None
     rows: list[list[Child]] = [[rule, f"{one['grew']:.0%}", f"{one['shrank']:.0%}"] for rule, one in fired.items()]
     caption = (
-        "Share of the closed rounds in which a rule would have changed any site's budget, given these losses and its own "
-        "budgets from the first round on; one that stands at its limit moves no further"
+        "Share of the closed rounds in which a rule would have changed any site's budget, given these losses and its "
+        "own budgets from the first round on; one that stands at its limit moves no further"
     )
     heads: list[Child] = ["Rule", "Raised", "Lowered"]
     return details("What each rule makes of these losses", table(heads, rows, caption=caption))

@@ -239,8 +239,12 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
         file.write('{"number": 5, "ca')  # a kill
     assert [line["number"] for line in xp.read_lines(path)] == [4]
     (line,) = xp.read_lines(path)
-    dear = xp.summarise([line], (0.98, 0.01, 0.01))
-    assert dear["1 2"] < dear["5 all"]
+    dear = prices_of((0.98, 0.01, 0.01), line["fixed"]["circuits"], line["fixed"]["bytes"])
+    costs = {
+        " ".join(map(str, play["options"].values())): xp.priced(play, dear, line["target"], line["case"]["rounds"])
+        for play in line["plays"]
+    }
+    assert costs["1 2"] < costs["5 all"]
     found = lessons([line], 0, prices=2, states=2)
     assert found
     for one in found:
