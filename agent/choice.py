@@ -54,6 +54,11 @@ class Fallback:
         """Does it count against the policy? Before the first closed round nobody could decide."""
         return self.reason != "no history"
 
+    @property
+    def passes(self) -> bool:
+        """May the next round be the policy's? Then this one's rule does not end the run: one late answer would."""
+        return self.reason != "missing model"
+
 
 class Deadline:
     """Runs a decision in a thread of its own, so that a slow model cannot hold up the federation.

@@ -20,7 +20,7 @@ from agent.actions import Action, Clients, Halt
 from agent.budgets import remaining
 from agent.choice import Deadline, Fallback, Probabilities, Scorer, Trust, ask, pick
 from agent.decisions import Decision, Json, Proposal
-from agent.history import History, RoundRecord, Teachers, record_of
+from agent.history import History, RoundRecord, Task, Teachers, record_of
 from agent.memory import Memory
 from agent.online import Online
 from agent.rewards import DEFAULT as REWARD
@@ -84,6 +84,7 @@ class Decider:
         self._online = Online(agent.online_rate)
         self._budgets: dict[str, int] = {}  # what every site was given last
         self._next: dict[str, int] = {}  # what the rule makes of that
+        self._open: dict[Task, int] = {}  # evaluations of tasks that no accepted answer accounts for
         self._regulated: dict[str, Regulated] = {}
         self._fired: list[Mapping[str, Regulated]] = []
         self._replayed: dict[int, str] = {}
@@ -92,7 +93,8 @@ class Decider:
     def memory(self) -> Memory:
         """What the next decision depends on, for a checkpoint."""
         fired = tuple(self._fired)
-        return Memory(self.history, dict(self._budgets), dict(self._next), self.teachers, fired, self._online)
+        budgets, proposed, waiting = dict(self._budgets), dict(self._next), dict(self._open)
+        return Memory(self.history, budgets, proposed, waiting, self.teachers, fired, self._online)
 
     def remember(self, memory: Memory, lines: Sequence[Json] = ()) -> None:
         """Go on from a checkpoint; the next round decides as if the run had never stopped.
@@ -103,7 +105,7 @@ class Decider:
         """
         self.history, self.teachers, self.past = memory.history, memory.teachers, tuple(lines)
         self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
-        self._fired, self._online = list(memory.fired), memory.online
+        self._fired, self._online, self._open = list(memory.fired), memory.online, dict(memory.waiting)
         self._regulated = dict(self._fired[-1]) if self._fired else {}
 
     def replay(self, server_round: int, timed_out: str) -> None:
@@ -151,6 +153,8 @@ class Decider:
         self.decisions.append(decision)
         self._budgets |= decision.budgets
         self._next |= decision.budgets
+        cost = self.setting.cost
+        self._open |= {(server_round, site): cost.spent(budget) for site, budget in decision.budgets.items()}
         return decision
 
     def close_round(self, summary: RoundSummary) -> float | None:
@@ -174,6 +178,7 @@ class Decider:
                 f"{record.server_round}: it was closed before"
             )
         self.history = self.history.then(record)
+        self._open = {task: most for task, most in self._open.items() if task not in record.settled}
         self._next, self._regulated = regulate_sites(self._regulation, self._next, record)
         self._fired.append(self._regulated)
         losses = self.history.validation()
@@ -196,13 +201,21 @@ class Decider:
         closed = len(self.history.rounds)
         return self.history.rounds[-1 - self.setting.lag].server_round if closed > self.setting.lag else None
 
+    @property
+    def _left(self) -> int | None:
+        """Evaluations that the run may still give away; a task without an answer counts as if it were used up."""
+        return remaining(self.agent.budget, self.history.evaluations + sum(self._open.values()))
+
     def _rule(self, server_round: int, sites: Sequence[str]) -> Proposal:
         """What the ratio rule does in this round."""
-        left = remaining(self.agent.budget, self.history.evaluations)
-        stop = self._stops.check(self.history, left, self._smallest(len(sites)))
-        mode = self._selection()
+        stop = self._stops.check(self.history, self._left, self._smallest(len(sites)))
         if stop is not None:
-            return Proposal((), {}, mode, stop=stop)
+            return Proposal((), {}, self._selection(), stop=stop)
+        return self._plan(server_round, sites)
+
+    def _plan(self, server_round: int, sites: Sequence[str]) -> Proposal:
+        """Sites and budgets by the rule, in a run that goes on."""
+        mode = self._selection()
         count = self._selector.count(self.agent.fraction, len(sites))
         chosen = self._selector.choose(mode, count, self.history, sites, server_round)
         budgets = {site: self._next.get(site, self.means.first_budget) for site in chosen.sites}
@@ -222,7 +235,7 @@ class Decider:
             cost=self.setting.cost,
             least=self._regulation.least,
             cap=self._regulation.cap,
-            left=remaining(self.agent.budget, self.history.evaluations),
+            left=self._left,
             there=there,
             teaches=self.means.teaches,
             samples=self.means.samples,
@@ -262,6 +275,8 @@ class Decider:
         chosen, probabilities = self._choose(server_round, state, masked)
         if isinstance(chosen, Action):
             decision = self._carry_out(server_round, sites, chosen, limits)
+        elif rule.stop is not None and chosen.passes:
+            decision = self._by_rule(server_round, self._plan(server_round, sites), chosen)
         else:
             decision = self._by_rule(server_round, rule, chosen)
         seen = replace(decision, state=state, rule=rule, masked=masked.reasons)

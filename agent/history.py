@@ -6,12 +6,13 @@ A site's name is the key by which budgets and choices are kept; it never enters 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
 from llm_qfl.federation.types import RoundSummary
 
+Task = tuple[int, str]  # round, site
 LIE = 3.0  # of the round's median loss, or of what guessing costs: a larger loss counts as that much
 
 
@@ -55,6 +56,7 @@ class RoundRecord:
         language_loss: L_s, of the averaged language model on validation rows, or None.
         evaluations, circuits: all sites together, late answers included.
         bytes: likewise, of the QNN's part: the adapter's travels are no decision's choice, and would drown the rest.
+        settled: tasks whose accepted answers these are, also those of earlier rounds.
     """
 
     server_round: int
@@ -65,6 +67,7 @@ class RoundRecord:
     evaluations: int = 0
     circuits: int = 0
     bytes: int = 0
+    settled: tuple[Task, ...] = ()
 
     def distances(self, to: str = "server") -> dict[str, float]:
         """d_i by site: |F_i - F_s|, or |F_i - L_i| with `language`; sites without the other loss are left out."""
@@ -86,9 +89,7 @@ class RoundRecord:
         """L_s where the server has one, else the mean of the sites' L_i by rows."""
         if self.language_loss is not None:
             return self.language_loss
-        known = [(one.examples, one.language_loss) for one in self.sites if one.language_loss is not None]
-        total = sum(examples for examples, _ in known)
-        return sum(examples * loss for examples, loss in known) / total if total else None
+        return _mean([(one.examples, one.language_loss) for one in self.sites])
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def record_of(
     """A closed round in numbers.
 
     Losses that are not finite are left out, and large ones clipped, so that one site cannot drive the others' budgets.
-    F_i, L_i and the sites' validation losses are clipped alike, each by its own median.
+    F_i, L_i and the sites' validation losses are clipped alike, each by its own median; where the sites validate, F_s
+    is the mean of the clipped ones.
 
     Args:
         summary: the round.
@@ -161,17 +163,21 @@ def record_of(
         for report, _ in kept
         if report.site in losses
     )
-    validation = None if summary.validation is None else summary.validation.loss
+    if federated:
+        pooled = _mean([(one.validation_rows, one.received_loss) for one in sites])
+    else:
+        pooled = None if summary.validation is None else summary.validation.loss
     beside = 0 if summary.language is None else summary.language.bytes_up + summary.language.bytes_down
     return RoundRecord(
         server_round=summary.server_round,
         sites=sites,
         asked=summary.plan.sites,
-        server_loss=_finite(validation),
+        server_loss=_finite(pooled),
         language_loss=_finite(server_language),
         evaluations=sum(report.spent.evaluations for report in summary.work),
         circuits=sum(report.spent.circuits for report in summary.work),
         bytes=max(summary.bytes_up + summary.bytes_down - beside, 0),
+        settled=tuple(sorted((report.server_round, report.site) for report in summary.work)),
     )
 
 
@@ -190,6 +196,13 @@ def clipped(losses: Mapping[str, float], guess: float) -> dict[str, float]:
         return {}
     most = LIE * max(median(finite.values()), guess)
     return {site: min(max(loss, 0.0), most) for site, loss in finite.items()}
+
+
+def _mean(losses: Iterable[tuple[int, float | None]]) -> float | None:
+    """Mean loss over rows, of those that are known; None without any."""
+    known = [(rows, loss) for rows, loss in losses if loss is not None]
+    total = sum(rows for rows, _ in known)
+    return sum(rows * loss for rows, loss in known) / total if total else None
 
 
 def _finite(value: float | None) -> float | None:

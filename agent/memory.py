@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.history import History, RoundRecord, SiteRecord, Teachers
+from agent.history import History, RoundRecord, SiteRecord, Task, Teachers
 from agent.online import Online
 from agent.rules import Regulated
 from llm_qfl.federation.errors import FederationError
@@ -25,6 +25,7 @@ class Memory:
         history: closed rounds.
         budgets: evaluations that every site was given last.
         proposed: what the rule makes of them.
+        waiting: evaluations of tasks that no accepted answer accounts for.
         teachers: the language model's losses as they stand.
         fired: what the rule did at each site that answered, round by round.
         online: what the run's rewards taught the bandit on top of the policy.
@@ -33,6 +34,7 @@ class Memory:
     history: History = field(default_factory=History)
     budgets: Mapping[str, int] = field(default_factory=dict)
     proposed: Mapping[str, int] = field(default_factory=dict)
+    waiting: Mapping[Task, int] = field(default_factory=dict)
     teachers: Teachers = field(default_factory=Teachers)
     fired: tuple[Mapping[str, Regulated], ...] = ()
     online: Online = field(default_factory=Online)
@@ -43,6 +45,7 @@ class Memory:
             "rounds": [asdict(record) for record in self.history.rounds],
             "budgets": dict(self.budgets),
             "proposed": dict(self.proposed),
+            "waiting": [[number, site, most] for (number, site), most in self.waiting.items()],
             "teachers": {"sites": dict(self.teachers.sites), "server": self.teachers.server},
             "fired": [{site: asdict(one) for site, one in done.items()} for done in self.fired],
             "online": self.online.to_json(),
@@ -58,6 +61,7 @@ class Memory:
         try:
             rounds = tuple(_record(one) for one in data["rounds"])
             budgets, proposed = _budgets(data["budgets"]), _budgets(data["proposed"])
+            waiting = {(int(number), str(site)): int(most) for number, site, most in data["waiting"]}
             teachers = _teachers(data["teachers"])
             fired = tuple({str(site): Regulated(**one) for site, one in done.items()} for done in data["fired"])
             online = Online.from_json(data["online"])
@@ -66,12 +70,13 @@ class Memory:
                 f"checkpoint: the memory of decisions cannot be read ({type(error).__name__}: {error}); "
                 "start the run anew"
             ) from error
-        return cls(History(rounds), budgets, proposed, teachers, fired, online)
+        return cls(History(rounds), budgets, proposed, waiting, teachers, fired, online)
 
 
 def _record(data: Mapping[str, Any]) -> RoundRecord:
     sites = tuple(SiteRecord(**one) for one in data["sites"])
-    return RoundRecord(**{**data, "sites": sites, "asked": tuple(data["asked"])})
+    settled = tuple((int(number), str(site)) for number, site in data["settled"])
+    return RoundRecord(**{**data, "sites": sites, "asked": tuple(data["asked"]), "settled": settled})
 
 
 def _budgets(data: Mapping[str, Any]) -> dict[str, int]:

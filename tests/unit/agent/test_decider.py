@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from agent.shield import allowed_of
 from agent.state import Setting
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError
+from llm_qfl.federation.types import ClientReport, RoundPlan, RoundSummary, Scores, Spent
 
 COST = StepCost(10, 1, 11)
 SITES = [f"site-{n:04d}" for n in range(6)]
@@ -51,8 +53,24 @@ def decider(mode="policy", scorer=None, setting=None, means=None, **agent):
 def answer(decision, losses, language=0.4, server=0.5, number=None):
     sites = tuple(SiteRecord(site, 100, losses[SITES.index(site)], language) for site in decision.sites)
     evaluations = sum(COST.spent(budget) for budget in decision.budgets.values())
+    settled = tuple((decision.server_round, site) for site in decision.sites)
     return RoundRecord(
-        number or decision.server_round, sites, decision.sites, server_loss=server, evaluations=evaluations
+        number or decision.server_round,
+        sites,
+        decision.sites,
+        server_loss=server,
+        evaluations=evaluations,
+        settled=settled,
+    )
+
+
+def without(record, site, budget):
+    """The same round, but for the answer of one site."""
+    return replace(
+        record,
+        sites=tuple(one for one in record.sites if one.site != site),
+        evaluations=record.evaluations - COST.spent(budget),
+        settled=tuple(task for task in record.settled if task[1] != site),
     )
 
 
@@ -128,6 +146,71 @@ def test_the_run_budget_is_never_passed():
     assert plan.stop.rule == "budget"
     assert 1000 - 6 * 11 < spent <= 1000
     assert any("left" in edit for one in run.decisions for edit in one.edits)
+
+
+@pytest.mark.parametrize("mode", ["llm-qfl-all", "policy"])
+def test_a_task_without_an_answer_counts_until_the_answer_comes(mode):
+    """Budget 153: three sites get 51 each, which is all. One is late: the others must not get what it may still use."""
+    three, more = SITES[:3], {"scorer": Says(budget=Budget.STEPS_1, clients=Clients.TWO)} if mode == "policy" else {}
+    run = decider(mode, budget=153, **more)
+    first = run.decide(1, three)
+    assert first.budgets == dict.fromkeys(three, 51)
+    run.close(without(answer(first, LOSSES), three[2], 51))
+    ends = run.decide(2, three[:2])
+    assert ends.stop.rule == "budget"
+    resumed = decider(mode, budget=153, **more)
+    resumed.remember(Memory.from_json(json.loads(json.dumps(run.memory.to_json()))))
+    assert resumed.decide(2, three[:2]).stop == ends.stop
+    resumed.close(RoundRecord(2, (), (), server_loss=0.5, evaluations=21, settled=((1, three[2]),)))  # it used 21 of 51
+    last = resumed.decide(3, three[:2])
+    assert sum(COST.spent(one) for one in last.budgets.values()) <= 30
+    assert last.budgets
+
+
+def test_a_lost_task_counts_as_used_up():
+    """Its site is asked again; what it was given before stays spent."""
+    run = decider("llm-qfl-all", budget=200)
+    first = run.decide(1, SITES[:2])
+    run.close(without(answer(first, LOSSES), SITES[0], 51))  # 51 told, 51 of the site that never answered
+    second = run.decide(2, SITES[:2])
+    assert sum(COST.spent(one) for one in second.budgets.values()) <= 98
+    run.close(answer(second, LOSSES))
+    third = run.decide(3, SITES[:2])
+    assert third.stop.rule == "budget"
+
+
+class Fails(Says):
+    """A policy that breaks down in one decision."""
+
+    def __init__(self, at, **options):
+        super().__init__(**options)
+        self.at = at
+
+    def probabilities(self, text, allowed):
+        found = super().probabilities(text, allowed)
+        if len(self.asked) == self.at:
+            raise RuntimeError("out of memory")
+        return found
+
+
+def test_a_passing_failure_on_a_plateau_does_not_end_the_run():
+    """Who decides when to stop is the policy; one decision that came too late must not do so for good."""
+    run, plan = policy_run(Fails(at=8, clients=Clients.ALL), rounds=12, server=0.4, stop_plateau=0.001)
+    fallen = run.decisions[8]
+    assert (fallen.by, fallen.fallback.reason, fallen.stop) == ("rule", "scorer failed", None)
+    assert fallen.rule.stop.rule == "plateau"  # what the rule would have done is on record
+    assert fallen.sites == tuple(SITES)
+    assert (plan.server_round, plan.by, plan.stop) == (12, "policy", None)
+
+
+def test_a_run_without_any_policy_stops_as_the_rule_does():
+    run = decider(means={"missing": "no file"}, stop_plateau=0.001)
+    for number in range(1, 13):
+        plan = run.decide(number, SITES)
+        if plan.stop is not None:
+            break
+        run.close(answer(plan, LOSSES, server=0.4))
+    assert (plan.stop.rule, plan.fallback.reason) == ("plateau", "missing model")
 
 
 def policy_run(scorer, rounds=3, losses=LOSSES, server=0.5, **more):
@@ -261,19 +344,57 @@ def test_drill_a_stale_round():
         run.close(answer(first, LOSSES))
 
 
+def told(plan, losses):
+    """The round as the server has it: what the sites say, on their own validation rows."""
+    rows = np.array([5, 5])
+
+    def scores(loss):
+        return Scores(10 * loss, rows, rows)
+
+    reports = tuple(
+        ClientReport(
+            site,
+            plan.server_round,
+            np.zeros(2),
+            100,
+            scores(losses[site]),
+            scores(losses[site]),
+            0.7,
+            0.7,
+            Spent(51, 510),
+            1.0,
+        )
+        for site in plan.sites
+    )
+    pooled = scores(sum(losses[site] for site in plan.sites) / len(plan.sites))
+    sent = RoundPlan(plan.server_round, plan.sites, 51, 1.0)
+    return RoundSummary(plan.server_round, sent, reports, {}, True, pooled, {}, 0, 0, 1.0, "")
+
+
 def test_drill_an_adversary_moves_nobody_elses_budget():
     def second(loss):
-        from agent.history import clipped
-
-        run = decider("llm-qfl-all")
+        run = decider("llm-qfl-all", setting={"lag": 1})
+        run.teachers = Teachers(dict.fromkeys(SITES, 0.4))
         plan = run.decide(1, SITES)
-        losses = clipped(dict(zip(SITES, [*LOSSES[:5], loss], strict=True)), math.log(2))
-        run.close(answer(plan, [losses[site] for site in SITES]))
+        run.close_round(told(plan, dict(zip(SITES, [*LOSSES[:5], loss], strict=True))))
         return run.decide(2, SITES).budgets
 
     honest, lying = second(0.9), second(1e12)
     assert {site: honest[site] for site in SITES[:5]} == {site: lying[site] for site in SITES[:5]}
     assert lying[SITES[5]] <= 3 * 51 * 0.7 / 0.4 + 1
+
+
+def test_drill_an_adversary_does_not_draw_the_server_to_itself():
+    """F_s of what the sites say: with a claim of 50 nats a row in it, `align` would choose nobody but the liar."""
+    three = SITES[:3]
+    run = decider("llm-qfl-selected", setting={"lag": 1}, select="align", fraction=0.5, min_clients=1)
+    plan = run.decide(1, SITES[:4])
+    for number in range(1, 6):
+        run.close_round(told(plan, {**dict(zip(three, [0.30, 0.35, 0.40], strict=True)), SITES[3]: 50.0}))
+        plan = run.decide(number + 1, SITES[:4])
+    record = run.history.rounds[-1]
+    assert record.server_loss < 1.1  # the claim counts as three times what guessing costs, at most
+    assert set(plan.sites) <= set(three)
 
 
 def test_a_fifth_of_fallbacks_is_still_the_policys_run():
