@@ -373,7 +373,7 @@ def told(plan, losses):
 
 def test_drill_an_adversary_moves_nobody_elses_budget():
     def second(loss):
-        run = decider("llm-qfl-all", setting={"lag": 1})
+        run = decider("llm-qfl-all", setting={"lag": 1}, cap_steps=10**6)
         run.teachers = Teachers(dict.fromkeys(SITES, 0.4))
         plan = run.decide(1, SITES)
         run.close_round(told(plan, dict(zip(SITES, [*LOSSES[:5], loss], strict=True))))
@@ -387,14 +387,12 @@ def test_drill_an_adversary_moves_nobody_elses_budget():
 def test_drill_an_adversary_does_not_draw_the_server_to_itself():
     """F_s of what the sites say: with a claim of 50 nats a row in it, `align` would choose nobody but the liar."""
     three = SITES[:3]
-    run = decider("llm-qfl-selected", setting={"lag": 1}, select="align", fraction=0.5, min_clients=1)
-    plan = run.decide(1, SITES[:4])
-    for number in range(1, 6):
-        run.close_round(told(plan, {**dict(zip(three, [0.30, 0.35, 0.40], strict=True)), SITES[3]: 50.0}))
-        plan = run.decide(number + 1, SITES[:4])
-    record = run.history.rounds[-1]
-    assert record.server_loss < 1.1  # the claim counts as three times what guessing costs, at most
-    assert set(plan.sites) <= set(three)
+    run = decider("llm-qfl-selected", setting={"lag": 1}, select="align", fraction=0.5)
+    first = replace(run.decide(1, SITES[:4]), sites=tuple(SITES[:4]))  # all four answer once
+    run.close_round(told(first, {**dict(zip(three, [0.30, 0.35, 0.40], strict=True)), SITES[3]: 50.0}))
+    claim = 3 * math.log(2)  # counts as three times what guessing costs, at most
+    assert run.history.rounds[0].server_loss == pytest.approx((0.30 + 0.35 + 0.40 + claim) / 4)
+    assert set(run.decide(2, SITES[:4]).sites) == {SITES[1], SITES[2]}
 
 
 def test_a_fifth_of_fallbacks_is_still_the_policys_run():
