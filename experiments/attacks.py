@@ -23,6 +23,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from llm_qfl.federation.config import Scalar
 from simulation.grid import Fault
+from simulation.lines import mend, read_lines
 
 os.environ.setdefault("LLM_QFL_THREADS", "1")
 
@@ -145,8 +146,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--keep", type=Path, default=Path("runs/attacks.jsonl"))
     arguments = parser.parse_args()
-    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-    found = [json.loads(text) for text in arguments.keep.read_text().splitlines()] if arguments.keep.exists() else []
+    mend(arguments.keep)
+    found = list(read_lines(arguments.keep))
     have = {(row["attack"], row["rule"], row["seed"]) for row in found}
     jobs = [(attack, rule, seed) for seed in range(arguments.seeds) for attack in ATTACKS for rule in RULES]
     with arguments.keep.open("a") as file:

@@ -44,6 +44,7 @@ from llm_qfl.quantum.scope import Scope
 from server_app.grid import BoundedGrid
 from server_app.session import initial_state, make_strategy
 from simulation.grid import InMemoryGrid
+from simulation.lines import mend
 from simulation.policy_arms import Setting, static
 from simulation.policy_teachers import NoTeacher, Recording, check_recording, read_recording
 from simulation.policy_world import TIMEOUT, World, open_world
@@ -144,7 +145,7 @@ class Places:
 
 def run_missing(wanted: Sequence[tuple[str, int, Arm]], keep: Path, places: Places, splits: int) -> None:
     """Run what the file does not hold yet, a line each."""
-    keep.parent.mkdir(parents=True, exist_ok=True)
+    mend(keep)
     kept = [row for row in read_rows(keep) if row["tuning"] == places.tuning.name]
     have = {(row["task"], row["seed"], row["split"], row["arm"]) for row in kept}
     open_once = lru_cache(maxsize=None)(places.open)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_qfl.federation.config import Scalar
+from simulation.lines import mend, read_lines
 
 os.environ.setdefault("LLM_QFL_THREADS", "1")  # one thread a process: seeds run side by side
 
@@ -102,8 +103,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("runs/noise.jsonl"))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-    found = [json.loads(text) for text in arguments.keep.read_text().splitlines()] if arguments.keep.exists() else []
+    mend(arguments.keep)
+    found = list(read_lines(arguments.keep))
     have = {(row["line"], row["seed"]) for row in found}
     missing = [(line, seed) for seed in range(arguments.seeds) for line in LINES if (line, seed) not in have]
     with ProcessPoolExecutor(arguments.workers) as pool, arguments.keep.open("a") as file:

@@ -30,6 +30,7 @@ from experiments.priced_table import comparisons, table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.federation.fingerprint import digest_of
 from llm_qfl.language.files import file_digest
+from simulation.lines import mend
 from simulation.policy_states import prices_of
 from simulation.policy_teachers import Teacher, check_recording, read_recording, stand_in
 from simulation.policy_world import MakeDecider, Observed, World, open_world
@@ -130,7 +131,6 @@ def run_missing(
     """Run what the file does not hold yet, a line each."""
     if keep.suffix == ".gz":
         raise FederationError(f"{keep} is only read; unpack it with gunzip and name what comes out in --keep")
-    keep.parent.mkdir(parents=True, exist_ok=True)
     mend(keep)
     have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row for row in read_rows(keep)}
     setting = static_one(makers) if set(wanted) - set(have) else ""
@@ -175,14 +175,6 @@ def run_missing(
 def made_with(learned: Sequence[str], teacher: str) -> str:
     """Digest of what a line depends on besides its key and its recording: what its arm learned from, the rounds."""
     return digest_of(repr((teacher, ROUNDS, list(learned))))[:16]
-
-
-def mend(keep: Path) -> None:
-    """Cut off a last line that a kill cut short, so that the next one stands on its own; for the one who writes."""
-    text = keep.read_text() if keep.exists() else ""
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        keep.write_text(whole + "\n" if whole else "")
 
 
 def read_rows(keep: Path) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from agent.prices import Prices
 from agent.rules import RULES
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
+from simulation.lines import Json, read_lines
 from simulation.policy_arms import (
     TRUSTED,
     First,
@@ -31,7 +32,6 @@ from simulation.policy_arms import (
 )
 from simulation.policy_bandits import TPE, LinUCB
 from simulation.policy_costs import LEAF, LISTS, SEEN, TREES, costs_of
-from simulation.policy_experience import Json, read_lines
 from simulation.policy_world import MakeDecider, World
 
 if TYPE_CHECKING:

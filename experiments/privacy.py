@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_qfl.federation.config import Scalar
+from simulation.lines import mend, read_lines
 
 os.environ.setdefault("LLM_QFL_THREADS", "1")
 
@@ -113,8 +114,8 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("LLM_QFL_DATA", "../shared/data"))
     parser.add_argument("--keep", type=Path, default=Path("runs/privacy.jsonl"))
     arguments = parser.parse_args()
-    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-    found = [json.loads(text) for text in arguments.keep.read_text().splitlines()] if arguments.keep.exists() else []
+    mend(arguments.keep)
+    found = list(read_lines(arguments.keep))
     have = {(row["data"], row["epsilon"], row["seed"]) for row in found}
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [(data, epsilon, seed) for seed in seeds for data in SITES for epsilon in (*EPSILONS, 0.0)]

@@ -22,13 +22,14 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from agent.decider import Decider
 from agent.prices import Prices
-from experiments.priced import Json, Places, made_with, mend, open_cell, read_rows, setting_of
+from experiments.priced import Json, Places, made_with, open_cell, read_rows, setting_of
 from experiments.priced_arms import KEYS, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, unit
 from experiments.priced_records import recorded_case
 from experiments.priced_table import Comparison
 from llm_qfl.federation.config import RunConfig, Scalar
 from llm_qfl.federation.errors import FederationError, LlmQflError
+from simulation.lines import mend
 from simulation.policy_arms import First, scored
 from simulation.policy_states import prices_of
 from simulation.policy_world import World
@@ -110,7 +111,6 @@ def run_missing(
     Raises:
         FederationError: lines that were made with another policy or another language model.
     """
-    keep.parent.mkdir(parents=True, exist_ok=True)
     mend(keep)
     made = made_with([*makers.learned_from("policy"), repr((FIRST, LIST, sorted(language.items())))], "recorded")
     have = {(row["cell"], row["kind"]): row["made"] for row in read_rows(keep)}

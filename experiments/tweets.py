@@ -18,6 +18,7 @@ from pathlib import Path
 from experiments.tweets_arms import TABLES, order
 from experiments.tweets_data import Sizes
 from experiments.tweets_table import print_tables
+from simulation.lines import mend, read_lines
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     known = {arm.name for table in tables for arm in TABLES[table]}
     if unknown := set(arguments.arms or ()) - known:
         parser.error(f"no arm {sorted(unknown)}, expected some of {', '.join(sorted(known))}")
-    found = [json.loads(text) for text in arguments.keep.read_text().splitlines()] if arguments.keep.exists() else []
+    found = list(read_lines(arguments.keep))
     if not arguments.print_only:
         _run(arguments, tables, found)
     mine = [row for row in found if _is_current(row, Sizes(test=arguments.test_rows))]
@@ -62,7 +63,7 @@ def _run(arguments: argparse.Namespace, tables: tuple[str, ...], found: list[dic
     from experiments.tweets_run import run_arm, settings_digest
 
     torch.set_num_threads(arguments.threads)
-    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
+    mend(arguments.keep)
     have = {(row["table"], row["arm"], row["seed"]): row.get("settings") for row in found}
     sizes = Sizes(test=arguments.test_rows)
     with arguments.keep.open("a") as file:

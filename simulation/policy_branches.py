@@ -20,6 +20,7 @@ from agent.actions import FIELDS, Budget, Clients
 from agent.decisions import Decision
 from agent.prices import Prices, cost_to_target
 from llm_qfl.federation.errors import FederationError
+from simulation.lines import Json
 from simulation.policy_arms import TRUSTED, First, Scripted, scored
 from simulation.policy_world import Played, World
 
@@ -31,7 +32,6 @@ KINDS = ("followed", "followed", "switched", "random")
 TRIED = 10
 """Settings that are tried from such a state on, drawn: they are compared with each other, and time is spared."""
 AT_ANY = Prices(0.0, 1.0, 0.0)  # what things cost is put into the states afterwards
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

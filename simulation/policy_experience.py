@@ -7,7 +7,7 @@ Prices change nothing that happens in a federation under a fixed setting, so one
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from agent.actions import Clients
 from agent.prices import Prices, cost_to_target
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError, FederationError
+from simulation.lines import Json, mend, read_lines
 from simulation.policy_arms import COUNTS, STEPS, TRUSTED, First, Setting, Uniform, scored, static
 from simulation.policy_branches import AT_ANY, Ground, branches, play_line
 from simulation.policy_tables import KINDS, write_table
@@ -27,7 +28,6 @@ from simulation.policy_world import Case, World, open_world
 SHARE_HELD = 0.98  # of the tuned fixed plan's accuracy
 TUNED = (2, 5, 10)
 TAIL = 3  # rounds whose mean accuracy is the final one: a single federation's last round is noisy
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def gather(
     Returns:
         Lines that the file has now.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    mend(path)
     done = {line["number"] for line in read_lines(path)}
     for number in numbers:
         if until():
@@ -170,20 +170,3 @@ def gather(
         done.add(number)
         say(f"federation {number}: {line.get('refused') or str(len(line['plays'])) + ' plays'}")
     return len(done)
-
-
-def read_lines(path: Path) -> Iterator[Json]:
-    """Lines of a JSONL file that are whole; a last one that was cut short by a kill is not.
-
-    Raises:
-        FederationError: a damaged line before the last.
-    """
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise FederationError(f"{path}: line {number} is damaged: {error}; delete it") from error

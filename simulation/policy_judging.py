@@ -15,8 +15,9 @@ from agent.choice import Scorer, mutual_information
 from agent.decisions import Decision, conduct
 from agent.prices import Prices
 from llm_qfl.federation.errors import FederationError
+from simulation.lines import Json, read_lines
 from simulation.policy_arms import First, Remembered, Shuffled, scored
-from simulation.policy_experience import Json, draw_shares, gather, priced, read_lines
+from simulation.policy_experience import draw_shares, gather, priced
 from simulation.policy_learning import HELD_OUT, price_list, reopen
 from simulation.policy_lessons import lessons
 

@@ -22,9 +22,10 @@ from agent.choice import Scorer
 from agent.prices import Prices
 from agent.state import ranges_of
 from llm_qfl.federation.errors import LanguageError
+from simulation.lines import Json, mend, read_lines
 from simulation.policy_arms import TRUSTED, First, Remembered, Sampled, scored
 from simulation.policy_costs import held_back, taught
-from simulation.policy_experience import Json, draw_shares, gather, read_lines
+from simulation.policy_experience import draw_shares, gather
 from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import prices_of, read_state
 from simulation.policy_teachers import stand_in
@@ -172,6 +173,7 @@ class Training:
         if checkpoint.exists():
             trainer.load(checkpoint)
         lines = self.lines()
+        mend(log)
         while trainer.updates < self.recipe.groups:
             if over():
                 return False

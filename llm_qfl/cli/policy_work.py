@@ -76,7 +76,7 @@ def command_of(recipe: Recipe) -> str:
 def evaluate_policy(path: Path | None, folder: Path, federations: int, *, minutes: float, say: Say) -> None:
     """Judge a policy; one line a price list."""
     os.environ.setdefault("LLM_QFL_THREADS", "1")
-    from simulation.policy_experience import read_lines
+    from simulation.lines import read_lines
     from simulation.policy_judging import dependence, judge
 
     end = time.monotonic() + 60 * minutes

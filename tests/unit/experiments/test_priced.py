@@ -10,13 +10,14 @@ import pytest
 
 from agent.actions import Budget
 from agent.shield import everything
-from experiments.priced import Places, jobs, made_with, mend, read_rows, run_missing, setting_of, tables
+from experiments.priced import Places, jobs, made_with, read_rows, run_missing, setting_of, tables
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, split_of, unit
 from experiments.priced_overview import miss_lines, overview_lines
 from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
+from simulation.lines import mend
 from simulation.policy_arms import static
 from simulation.policy_states import prices_of
 from simulation.policy_world import Case

@@ -12,6 +12,7 @@ from agent.prices import Prices
 from agent.shield import everything
 from llm_qfl.federation.errors import FederationError, LanguageError
 from simulation import policy_experience as xp
+from simulation.lines import read_lines
 from simulation.policy_arms import (
     DEFAULT,
     TRUSTED,
@@ -237,8 +238,10 @@ def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeyp
     assert xp.gather(path, [4], tmp_path / "tables", until=lambda: False, say=told.append) == 1
     with path.open("a") as file:
         file.write('{"number": 5, "ca')  # a kill
-    assert [line["number"] for line in xp.read_lines(path)] == [4]
-    (line,) = xp.read_lines(path)
+    assert [line["number"] for line in read_lines(path)] == [4]
+    assert xp.gather(path, [4, 6], tmp_path / "tables", until=lambda: False, say=told.append) == 2
+    line, more = read_lines(path)
+    assert (line["number"], more["number"]) == (4, 6)
     dear = prices_of((0.98, 0.01, 0.01), line["fixed"]["circuits"], line["fixed"]["bytes"])
     costs = {
         " ".join(map(str, play["options"].values())): xp.priced(play, dear, line["target"], line["case"]["rounds"])
@@ -264,7 +267,7 @@ def test_a_damaged_line_is_not_passed_over(tmp_path):
     path = tmp_path / "worlds.jsonl"
     path.write_text('{"number": 1}\n{"num\n{"number": 2}\n')
     with pytest.raises(FederationError, match="line 2 is damaged"):
-        list(xp.read_lines(path))
+        list(read_lines(path))
 
 
 def test_drawn_federations_are_equal_for_equal_numbers_and_never_of_a_comparison(tmp_path):
