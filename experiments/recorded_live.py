@@ -29,6 +29,7 @@ from experiments.priced_records import recorded_case
 from experiments.priced_table import Comparison
 from llm_qfl.federation.config import RunConfig, Scalar
 from llm_qfl.federation.errors import FederationError, LlmQflError
+from llm_qfl.language.files import file_digest
 from simulation.lines import mend
 from simulation.policy_arms import First, scored
 from simulation.policy_states import prices_of
@@ -41,11 +42,12 @@ FIRST = First(steps=10)
 CHOSEN = ("breast-cancer 0.5", "digits 0.1", "dna 0.5", "tweets-pca 0.5", "tweets-discriminant 0.1")
 
 
-def live_keys(prices: Prices) -> dict[str, Scalar]:
-    """Keys with which a whole run decides as `scored` does."""
+def live_keys(prices: Prices, policy: Path) -> dict[str, Scalar]:
+    """Keys with which a whole run decides as `scored` does, by the policy of this file."""
     shared = {f"agent.{key.replace('_', '-')}": value for key, value in KEYS["policy"].items()}
     return {
         "agent.mode": "policy",
+        "agent.policy": str(policy.resolve()),
         "agent.price-circuit": prices.circuit,
         "agent.price-round": prices.round,
         "agent.price-byte": prices.byte,
@@ -70,7 +72,7 @@ def play_recorded(world: World, makers: Makers, prices: Prices) -> Json:
     return {**told(deciders[0]), "accuracies": list(played.accuracies), "tests": list(played.test_accuracies)}
 
 
-def play_live(cell: Cell, seed: int, places: Places, prices: Prices, language: Mapping[str, Scalar]) -> Json:
+def play_live(cell: Cell, seed: int, places: Places, keys: Mapping[str, Scalar]) -> Json:
     """The whole run: real clients, each of which tunes its language model when it is asked to."""
     from client_app.app import app as client_app
     from server_app.session import run_rounds
@@ -78,7 +80,7 @@ def play_live(cell: Cell, seed: int, places: Places, prices: Prices, language: M
     from simulation.run import Memory
 
     case = recorded_case(cell, seed, places)
-    flat = {**case.flat(), **language, **live_keys(prices)}
+    flat = {**case.flat(), **keys}
     nodes: dict[int, dict[str, Scalar]] = {
         n + 1: {"partition-id": n, "num-partitions": case.sites} for n in range(case.sites)
     }
@@ -104,26 +106,29 @@ def told(decider: Decider) -> Json:
 
 
 def run_missing(
-    cells: Sequence[str], keep: Path, places: Places, makers: Makers, language: Mapping[str, Scalar]
+    cells: Sequence[str], keep: Path, places: Places, makers: Makers, policy: Path, language: Mapping[str, Scalar]
 ) -> None:
     """Play what the file does not hold yet, a line each.
 
     Raises:
-        FederationError: lines that were made with another policy or another language model.
+        FederationError: lines that were made with another policy, recording, language model or keys.
     """
     mend(keep)
-    made = made_with([*makers.learned_from("policy"), repr((FIRST, LIST, sorted(language.items())))], "recorded")
     have = {(row["cell"], row["kind"]): row["made"] for row in read_rows(keep)}
-    if set(have.values()) - {made}:
-        raise FederationError(
-            f"{keep}: made with another policy, language model or keys; name another file with --keep"
-        )
     with keep.open("a") as file:
         for name in cells:
-            missing = [kind for kind in KINDS if (name, kind) not in have]
+            cell, missing = CELLS[name], [kind for kind in KINDS if (name, kind) not in have]
             if not missing:
                 continue
-            world = open_cell(CELLS[name], FIRST_SEED, FIRST_SEED, places, "recorded")
+            recording = file_digest(places.recording(cell, FIRST_SEED))
+            keys = repr((FIRST, LIST, recording, sorted(language.items())))
+            made = made_with([*makers.learned_from("policy"), keys], "recorded")
+            if any(have.get((name, kind), made) != made for kind in KINDS):
+                raise FederationError(
+                    f"{keep}: {name} was made with another policy, recording, language model or keys; name another "
+                    "file with --keep, or delete its lines"
+                )
+            world = open_cell(cell, FIRST_SEED, FIRST_SEED, places, "recorded")
             prices = prices_of(PRICES[LIST], *unit(world))
             about = {"cell": name, "seed": FIRST_SEED, "made": made, "unit": list(unit(world))}
             for kind in missing:
@@ -131,7 +136,7 @@ def run_missing(
                 if kind == "recorded":
                     found = play_recorded(world, makers, prices)
                 else:
-                    found = play_live(CELLS[name], FIRST_SEED, places, prices, language)
+                    found = play_live(cell, FIRST_SEED, places, {**language, **live_keys(prices, policy)})
                 seconds = round(time.process_time() - started, 1)
                 file.write(json.dumps({**about, "kind": kind, "cpu_seconds": seconds, **found}) + "\n")
                 file.flush()
@@ -160,9 +165,9 @@ def tables(rows: Sequence[Mapping[str, Any]], priced: Sequence[Mapping[str, Any]
         costs = [comparison.figure(row) for row in (recorded, live)]
         shown = [f"{one.cost:.3f}" + ("" if one.reached else " (never there)") for one in costs]
         apart = differences(recorded["language"], live["language"])
-        alike = sum(a == b for a, b in zip(recorded["plans"], live["plans"], strict=True))
+        alike = sum(a == b for a, b in zip(recorded["plans"], live["plans"], strict=False))
         lines.append(
-            f"| {name} | {np.mean(apart):+.3f}, {np.abs(apart).max():.3f} | {alike} of {len(live['plans'])} | "
+            f"| {name} | {np.mean(apart):+.3f}, {np.abs(apart).max():.3f} | {alike} of {max(len(one['plans']) for one in (recorded, live))} | "
             f"{shown[0]} | {shown[1]} | {recorded['accuracies'][-1]:.3f} | {live['accuracies'][-1]:.3f} |"
         )
     return "\n".join(lines)
@@ -172,7 +177,7 @@ def differences(recorded: Sequence[Mapping[str, Any]], live: Sequence[Mapping[st
     """L_i of the live run less the recorded one, of every site that answered the same round in both; nats."""
     return [
         there[site] - loss
-        for mine, there in zip(recorded, live, strict=True)
+        for mine, there in zip(recorded, live, strict=False)  # one may have ended earlier
         for site, loss in mine.items()
         if loss is not None and there.get(site) is not None
     ]
@@ -200,7 +205,7 @@ def main() -> None:
     try:
         if not asked.print_only:
             places = Places(asked.data.resolve(), asked.work.resolve())
-            run_missing(asked.cells, asked.keep, places, makers, language)
+            run_missing(asked.cells, asked.keep, places, makers, asked.policy, language)
         print(tables(read_rows(asked.keep), read_rows(asked.priced)))
     except LlmQflError as error:
         line.exit(2, f"recorded-live: {error}\n")

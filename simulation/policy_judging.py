@@ -134,17 +134,15 @@ def judge(
         say: told what happens.
 
     Raises:
-        FederationError: no held-out federation could be had.
+        FederationError: no experience, or no held-out federation could be had.
     """
+    one = best_setting(learned)
     path = folder / "held-out.jsonl"
     gather(path, range(HELD_OUT, HELD_OUT + federations), folder / "tables", until=until, say=say, branched=False)
     lines = [line for line in read_lines(path) if "refused" not in line][:federations]
     if not lines:
         raise FederationError("policy evaluate: no held-out federation was played; give it more --minutes")
-    one, asked = (
-        best_setting(learned),
-        Asked(Remembered(policy), ranges, [lesson.text for lesson in lessons(learned, 1)]),
-    )
+    asked = Asked(Remembered(policy), ranges, [lesson.text for lesson in lessons(learned, 1)])
     found: dict[str, Judged] = {}
     for name, shares in PRICES.items():
         runs = [asked.run(line, price_list(line, shares), one) for line in lines]

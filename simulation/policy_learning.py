@@ -93,7 +93,6 @@ class Training:
 
     def __init__(self, folder: Path, recipe: Recipe, models: Path, say: Say) -> None:
         self.folder, self.recipe, self.models, self.say = folder, recipe, models, say
-        folder.mkdir(parents=True, exist_ok=True)
         note, mine = folder / "recipe.json", asdict(recipe)
         growing = ("federations", "groups", "epochs")  # more of these goes on from where it was
         if note.exists():
@@ -101,10 +100,16 @@ class Training:
             odd = [key for key, value in mine.items() if key not in growing and theirs.get(key) != value]
             if odd:
                 raise LanguageError(f"{folder} belongs to another training ({', '.join(odd)} differ); take another one")
-        note.write_text(json.dumps(mine, indent=1))
 
     def go_on(self, minutes: float) -> Progress:
-        """Train until all is done or the time is over."""
+        """Train until all is done or the time is over.
+
+        Raises:
+            LanguageError: the base model cannot be had, or the adapter does not fit it; nothing was played or written.
+        """
+        trainer = self._trainer(self.recipe.learning_rate)  # before half an hour of experience
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
         end = time.monotonic() + 60 * minutes
 
         def over() -> bool:
@@ -119,7 +124,6 @@ class Training:
         )
         if count < self.recipe.federations:
             return Progress(f"{count} of {self.recipe.federations} federations", done=False)
-        trainer = self._trainer(self.recipe.learning_rate)
         if not self._clone(trainer, over):
             return Progress("cloning", done=False)
         if self.recipe.groups and not self._improve(over):

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent import SHIPPED
-from agent.actions import FIELDS, SIZES
+from agent.actions import FIELDS, SIZES, Action
+from agent.choice import Trust, pick
 from agent.online import Online
 from agent.shield import allowed_of
+from llm_qfl.federation.config import RunConfig
 from llm_qfl.federation.errors import FederationError
+from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.settings import default_folder
 
 if TYPE_CHECKING:
@@ -51,7 +54,12 @@ def train_policy(folder: Path, recipe: Recipe, output: Path, *, minutes: float, 
 
     Returns:
         Whether all is done.
+
+    Raises:
+        FederationError: the output has no folder.
     """
+    if not output.parent.is_dir():
+        raise FederationError(f"policy train: --output {output}: there is no folder {output.parent}; make it first")
     os.environ.setdefault("LLM_QFL_THREADS", "1")  # circuits of few rows: two threads are slower
     from simulation.policy_learning import Training
 
@@ -109,13 +117,13 @@ class Again:
 
     Attributes:
         server_round: its round.
-        was, now: the options that were taken, and that would be.
+        was, now: the options that were taken, and that would be; none where the policy was too unsure to decide.
         furthest: largest difference of a probability.
     """
 
     server_round: int
-    was: Mapping[str, str]
-    now: Mapping[str, str]
+    was: Mapping[str, str] | None
+    now: Mapping[str, str] | None
     furthest: float
 
     @property
@@ -131,14 +139,30 @@ def replay_run(run: Path, path: Path | None, *, say: Say) -> bool:
         FederationError: no decisions of a policy.
     """
     _, policy = open_policy(path)
-    replayed = replay_lines(read_decisions(run), policy)
+    replayed = replay_lines(read_decisions(run), policy, read_config(run))
     for one in replayed:
-        words = " ".join(f"{name} {option}" for name, option in one.now.items())
-        was = "as it was" if one.was == one.now else "was " + " ".join(f"{name} {o}" for name, o in one.was.items())
-        say(f"round {one.server_round}: {words}; {was}; probabilities within {one.furthest:.1e}")
+        was = "as it was" if one.was == one.now else f"was {_words(one.was)}"
+        say(f"round {one.server_round}: {_words(one.now)}; {was}; probabilities within {one.furthest:.1e}")
     same = sum(one.same for one in replayed)
     say(f"{same} of {len(replayed)} decisions are the same")
     return same == len(replayed)
+
+
+def _words(options: Mapping[str, str] | None) -> str:
+    return "the rule" if options is None else " ".join(f"{name} {option}" for name, option in options.items())
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        FederationError: it cannot be read.
+    """
+    path = run / "config.json"
+    try:
+        return RunConfig.from_run_config(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FederationError(f"{path} cannot be read: {error}") from error
 
 
 def read_decisions(run: Path) -> list[dict[str, Any]]:
@@ -158,17 +182,27 @@ def read_decisions(run: Path) -> list[dict[str, Any]]:
     return asked
 
 
-def replay_lines(lines: Sequence[Mapping[str, Any]], policy: PolicyModel) -> list[Again]:
-    """Ask a policy in the states of these lines, under the masks and a bandit's preferences that they record."""
-    found = []
+def replay_lines(lines: Sequence[Mapping[str, Any]], policy: PolicyModel, config: RunConfig) -> list[Again]:
+    """Ask a policy in the states of these lines, under the masks and a bandit's preferences that they record.
+
+    Args:
+        lines: of `decisions.jsonl`.
+        policy: to be asked.
+        config: the run's: how sure the policy had to be, whether it drew, from which seed.
+    """
+    agent, found = config.agent, []
+    trust = Trust(agent.max_entropy, agent.min_probability, agent.regress_rounds, agent.stop_tolerance)
     for line in lines:
-        told = policy.probabilities(str(line["state"]), allowed_of(line["masked"]))
-        given = Online(preferences=line.get("preferences", {})).tilted(told)
-        furthest, now, was = 0.0, {}, {}
+        number, allowed = int(line["round"]), allowed_of(line["masked"])
+        given = Online(preferences=line.get("preferences", {})).tilted(
+            policy.probabilities(str(line["state"]), allowed)
+        )
+        furthest = 0.0
         for name, kind in FIELDS.items():
-            words = [str(option.value) for option in kind]
-            before = np.array([line["probabilities"][name][word] for word in words])
+            before = np.array([line["probabilities"][name][str(option.value)] for option in kind])
             furthest = max(furthest, float(np.abs(given[name] - before).max()))
-            now[name], was[name] = words[int(given[name].argmax())], words[int(before.argmax())]
-        found.append(Again(int(line["round"]), was, now, furthest))
+        draw = stream(config.server.seed, SERVER, number, "policy") if agent.choice == "sample" else None
+        chosen = trust.doubts(given, allowed) or pick(given, draw)
+        now = chosen.words() if isinstance(chosen, Action) else None
+        found.append(Again(number, line["action"], now, furthest))
     return found

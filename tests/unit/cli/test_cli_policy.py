@@ -16,6 +16,7 @@ from agent.shield import allowed_of
 from agent.state import Setting
 from llm_qfl.cli import policy_work as work
 from llm_qfl.cli.main import app
+from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError, LanguageError
 from llm_qfl.language.lora import LoraSpec
@@ -107,10 +108,14 @@ def policy(tmp_path):
     return path, made
 
 
+UNDOUBTED = {"agent.max-entropy": 1.0, "agent.min-probability": 0.0}
+
+
 def decided(made, text, masked=()):
     given = made.probabilities(text, allowed_of(masked))
     return {
         "round": 2,
+        "action": {name: str(list(kind)[int(given[name].argmax())].value) for name, kind in FIELDS.items()},
         "state": text,
         "masked": dict.fromkeys(masked, "why"),
         "probabilities": {
@@ -127,6 +132,7 @@ def test_a_run_is_replayed(policy, tmp_path):
     lines = [decided(made, TEXT.format(9, 1, 1)), decided(made, TEXT.format(1, 9, 1), ["budget 20", "stop yes"])]
     lines.append({"round": 1, "state": None, "probabilities": {}, "masked": {}})
     (run / "decisions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (run / "config.json").write_text(json.dumps({"config": UNDOUBTED}))
     result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])
     assert result.exit_code == 0, result.output
     assert "2 of 2 decisions are the same" in result.output
@@ -136,12 +142,17 @@ def test_a_run_is_replayed(policy, tmp_path):
     result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])
     assert result.exit_code == 1
     assert "0 of 1 decisions are the same" in result.output
+    other = {**decided(made, TEXT.format(9, 1, 1)), "action": {**lines[0]["action"], "clients": "all"}}
+    (run / "decisions.jsonl").write_text(json.dumps(other) + "\n")  # probabilities that do not bear out the action
+    result = CliRunner().invoke(app, ["policy", "replay", str(run), "--policy", str(path)])
+    assert result.exit_code == 1
+    assert "clients all" in result.output
 
 
-def test_a_run_with_a_bandit_on_top_is_replayed(policy):
-    """The lines say what the bandit had learned when each decision was made."""
-    _, made = policy
-    agent = AgentConfig(mode="policy", online_rate=0.8, max_entropy=1.0, min_probability=0.0, decision_timeout=600.0)
+def played(made, **more):
+    """A run of six rounds: its configuration, and its lines."""
+    keys = {"mode": "policy", "max_entropy": 1.0, "min_probability": 0.0, "decision_timeout": 600.0, **more}
+    agent = AgentConfig(**keys)
     setting = Setting(rounds=9, classes=2, cost=StepCost(10, 1, 11), prices=Prices(0.0, 1.0, 0.0))
     run = Decider(agent, setting, Means(seed=1, first_budget=51, shots=8, scorer=made))
     for number, loss in enumerate((0.6, 0.5, 0.45, 0.35, 0.34, 0.3), start=1):
@@ -149,10 +160,52 @@ def test_a_run_with_a_bandit_on_top_is_replayed(policy):
         sites = tuple(SiteRecord(site, 10, loss, 0.4) for site in plan.sites)
         run.close(RoundRecord(number, sites, plan.sites, server_loss=loss))
     lines = [json.loads(json.dumps(decision_line(one))) for one in run.decisions if one.probabilities]
+    flat = {f"agent.{key.replace('_', '-')}": value for key, value in keys.items()}
+    return RunConfig.from_run_config({**default_run_config(), **flat, "server.seed": 1}), lines
+
+
+def test_a_run_with_a_bandit_on_top_is_replayed(policy):
+    """The lines say what the bandit had learned when each decision was made."""
+    _, made = policy
+    config, lines = played(made, online_rate=0.8)
     assert lines[-1]["preferences"]["budget"]
-    assert all(one.same for one in work.replay_lines(lines, made))
+    assert all(one.same for one in work.replay_lines(lines, made, config))
     forgotten = [{**line, "preferences": {}} for line in lines]
-    assert not all(one.same for one in work.replay_lines(forgotten, made))
+    assert not all(one.same for one in work.replay_lines(forgotten, made, config))
+
+
+def test_a_run_that_drew_its_options_is_replayed(policy):
+    """From the run's own seed: the most probable options are others."""
+    _, made = policy
+    config, lines = played(made, choice="sample")
+    likely = [{name: max(p, key=p.get) for name, p in line["probabilities"].items()} for line in lines]
+    assert any(line["action"] != best for line, best in zip(lines, likely, strict=True))
+    assert all(one.same for one in work.replay_lines(lines, made, config))
+    other = config.model_copy(update={"server": config.server.model_copy(update={"seed": 2})})
+    assert not all(one.same for one in work.replay_lines(lines, made, other))
+
+
+def test_where_the_policy_was_too_unsure_the_replay_says_the_rule(policy):
+    _, made = policy
+    config, lines = played(made, min_probability=1.0)
+    assert {line["fallback"]["reason"] for line in lines} == {"entropy"}
+    again = work.replay_lines(lines, made, config)
+    assert all(one.same and one.now is None for one in again)
+
+
+def test_a_run_without_its_configuration_cannot_be_replayed(tmp_path):
+    with pytest.raises(FederationError, match=r"config\.json cannot be read"):
+        work.read_config(tmp_path)
+
+
+def test_what_would_fail_at_the_end_fails_at_the_beginning(tmp_path):
+    folder, told = tmp_path / "training", []
+    with pytest.raises(FederationError, match="there is no folder"):
+        work.train_policy(folder, Recipe(model="tiny-3"), tmp_path / "none" / "policy.json", minutes=5, say=told.append)
+    with pytest.raises(LanguageError, match="got 33"):
+        work.train_policy(folder, Recipe(model="tiny-33"), tmp_path / "policy.json", minutes=5, say=told.append)
+    assert not folder.exists()  # nothing was played, and the folder is nobody's yet
+    assert told == []
 
 
 def test_a_run_without_decisions_cannot_be_replayed(tmp_path):
@@ -185,9 +238,11 @@ def test_judging_is_relative_to_the_best_setting_of_each_federation(monkeypatch,
         assert (one.policy, one.static_one, one.reached) == (pytest.approx(1), pytest.approx(1), 1.0)
         assert one.shuffled == (0, 0)  # this world does not listen
     assert judging.dependence(found.values()).static
+    told = []
+    monkeypatch.setattr(judging, "gather", lambda *args, **named: told.append("played"))
     with pytest.raises(FederationError, match="no experience"):
-        judging.best_setting([])
-    assert np.isfinite(len(found))
+        judging.judge(None, {}, learned=[], folder=tmp_path, federations=2, until=lambda: False, say=told.append)
+    assert told == []  # before anything is played
 
 
 def test_a_policy_is_static_unless_shuffled_states_cost_more():

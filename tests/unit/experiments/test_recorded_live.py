@@ -1,5 +1,6 @@
 """Recorded beside live language models: the table by hand, and that both kinds of play decide by the same keys."""
 
+from agent import SHIPPED
 from agent.prices import Prices
 from experiments.priced_arms import KEYS
 from experiments.recorded_live import FIRST, differences, live_keys, tables
@@ -65,8 +66,9 @@ def test_a_live_run_decides_by_the_keys_of_the_recorded_one():
     prices = Prices(1e-5, 0.5, 1e-6)
     case = Case("breast-cancer", sites=2, alpha=5.0, seed=5, rounds=2)
     decider = scored(Uniform(), prices, first=FIRST, agent=KEYS["policy"])(open_world(case))
-    flat = {**default_run_config(), **case.flat(), "language.model": "tiny", **live_keys(prices)}
+    flat = {**default_run_config(), **case.flat(), "language.model": "tiny", **live_keys(prices, SHIPPED)}
     config = RunConfig.from_run_config(flat)
-    assert config.agent == decider.agent
+    assert config.agent.policy == str(SHIPPED)
+    assert config.agent.model_copy(update={"policy": "embedded"}) == decider.agent
     assert decider.means.first_budget == decider.setting.cost.evaluations(config.training.steps)
     assert decider.setting.prices == prices
