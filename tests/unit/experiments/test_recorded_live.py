@@ -37,7 +37,6 @@ def row(kind, steps, accuracies, losses):
         "circuits": [100] * 4,
         "bytes": [10] * 4,
         "accuracies": accuracies,
-        "tests": accuracies,
         "language": [{"site-0000": loss, "site-0001": None} for loss in losses],
     }
 
