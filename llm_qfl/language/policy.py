@@ -45,7 +45,7 @@ DEFAULT_LAYERS = 4
 class PolicyRoute(Route):
     """A route that leaves every LoRA of the stack as it found it, also those on its own modules."""
 
-    def adapting(self) -> contextlib.AbstractContextManager[None]:
+    def _switched(self) -> contextlib.AbstractContextManager[None]:
         """See Route. Only the policy's update is added inside."""
         return _only(self.stack, self.active[0])
 
@@ -197,7 +197,7 @@ class PolicyModel:
             LanguageError: masks that do not fit, or a text longer than the model's positions.
         """
         flags = self.mask([allowed])[0].numpy()
-        with _one_thread(), self.route.adapting():
+        with self.route.adapting(), _one_thread():
             logits = self.logits(self.encode([text]), [0])[0].double().cpu().numpy()
         found: dict[str, Array] = {}
         for place, (name, size) in enumerate(self.fields.items()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +78,14 @@ class Route:
         """Output of the last layer for boundary states (rows, length, width); call inside `adapting`."""
         return self.stack.run(boundary, self.suffix)
 
-    def adapting(self) -> AbstractContextManager[None]:
-        """The context in which exactly this route's updates are added."""
+    @contextmanager
+    def adapting(self) -> Iterator[None]:
+        """The context in which exactly this route's updates are added; one at a time on a stack."""
+        with self.stack.turn, self._switched():
+            yield
+
+    def _switched(self) -> AbstractContextManager[None]:
+        """Exactly this route's updates are added inside."""
         return only_active(self.adapters, self.active)
 
 

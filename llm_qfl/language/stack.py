@@ -8,6 +8,7 @@ server is a list of numbers, nothing is swapped, re-indexed or patched.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,8 @@ class Stack:
 
     Attributes:
         mapped: the file that some layers' weights are pages of, or None.
+        turn: held by whoever runs layers with some of the updates switched on: a policy's decision that comes too late
+            goes on in a thread of its own, and would switch them in the middle of another pass.
 
     Raises:
         LanguageError: for an unknown stack.
@@ -100,6 +103,7 @@ class Stack:
         self.family = family_of(model.config)
         self.model = model
         self.mapped: MappedFile | None = None
+        self.turn = threading.RLock()
         self.config = model.config
         self.core: Any = getattr(model, self.family.core)
         self.layers: nn.ModuleList = getattr(self.core, self.family.layers)

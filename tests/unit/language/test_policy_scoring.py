@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -300,3 +301,30 @@ def test_drill_a_text_that_is_too_long_ends_in_the_scorers_reason(make_policy):
     found = ask(policy, "loss 4 " * 100, everything(), Deadline(20))
     assert found.reason == "scorer failed"
     assert "positions" in found.why
+
+
+def test_drill_a_late_decision_waits_its_turn(tmp_path, monkeypatch, shake):
+    """It goes on in its own thread after its time is over; the server's passes see their own updates all the same."""
+    base, stack, _, _, (route, *_) = shared(tmp_path, shake)
+    policy = PolicyModel(stack, base.tokenizer, base.digest, FIELDS, spec=SPEC, layers=2)
+    shake(policy.adapter, seed=3, size=0.5)
+    rows = TokenRows.of([[1, 2, 3, 4]], [2])
+    before = score(route, rows)[0]
+    inside, go_on, real = threading.Event(), threading.Event(), policy.logits
+
+    def slowly(*args, **named):
+        inside.set()
+        assert go_on.wait(20)
+        return real(*args, **named)
+
+    monkeypatch.setattr(policy, "logits", slowly)
+    late = ask(policy, "loss 4", ALL, Deadline(0.05))
+    assert (late.reason, inside.is_set()) == ("timeout", True)
+    found = []
+    server = threading.Thread(target=lambda: found.append(score(route, rows)[0]))
+    server.start()
+    server.join(0.3)
+    assert not found  # the late decision has its updates switched on: a pass now would be of the policy's model
+    go_on.set()
+    server.join(20)
+    np.testing.assert_array_equal(found[0], before)
