@@ -201,11 +201,6 @@ def pick(probabilities: Probabilities, generator: np.random.Generator | None) ->
         return Fallback("schema", str(error).splitlines()[0])
 
 
-def log_probability(probabilities: Probabilities, action: Action) -> float:
-    """Log pi(a|s), nats: the sum over fields."""
-    return float(sum(np.log(probabilities[name][number]) for name, number in action.options().items()))
-
-
 def mutual_information(policies: Sequence[Array]) -> float:
     """I(state; option) of one field over visited states, nats: H(mean of pi) - mean of H(pi).
 

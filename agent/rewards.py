@@ -1,10 +1,11 @@
 """The policy's reward: validation loss won, at what the rounds cost.
 
     r_t = (V_{t-1} - V_t) / V_0 - w cost_t / cost_ref - v [the shield had to edit]
-    at the end: - V_T / V_0 + u (share of the budget left, where V_T <= V_ref + delta)
+    at the end: - V_T / V_0
 
 V is the server's validation cross-entropy, never the test's; cost is priced. Reference: llm-qfl 5.2(7), whose costs in
-evaluations and seconds are replaced by the priced one; the last V is divided by V_0, so that tasks weigh alike.
+evaluations and seconds, and whose bonus for a budget that is left, are replaced by the priced cost: what is left over
+was not paid. The last V is divided by V_0, so that tasks weigh alike.
 """
 
 from __future__ import annotations
@@ -23,14 +24,10 @@ class RewardWeights:
     Attributes:
         cost: w, of a round's cost as a share of the reference run's whole cost.
         violation: v, of a choice that the shield had to edit.
-        unused: u, of the budget that is left at the end.
-        tolerance: delta, nats.
     """
 
     cost: float = 1.0
     violation: float = 0.05
-    unused: float = 0.1
-    tolerance: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,6 @@ class Rewarded:
     def total(self) -> float:
         """The undiscounted return."""
         return sum(self.steps) + self.terminal
-
-    def returns(self) -> tuple[float, ...]:
-        """What still came, from each round on."""
-        found, after = [], self.terminal
-        for reward in reversed(self.steps):
-            after += reward
-            found.append(after)
-        return tuple(reversed(found))
 
 
 DEFAULT = RewardWeights()
@@ -82,8 +71,6 @@ def rewards(
     *,
     cost_reference: float,
     weights: RewardWeights = DEFAULT,
-    loss_reference: float | None = None,
-    unused: float = 0.0,
 ) -> Rewarded:
     """Rewards of a run.
 
@@ -93,8 +80,6 @@ def rewards(
         violations: did the shield edit the choice of each round?
         cost_reference: priced cost of the whole reference run (the fixed plan's).
         weights: of the terms.
-        loss_reference: V_ref, the fixed plan's last V; without it the unused budget earns nothing.
-        unused: share of the evaluation budget that is left.
 
     Raises:
         FederationError: lengths that do not match, or a reference that is not above 0.
@@ -112,11 +97,4 @@ def rewards(
         step_reward(after - before, losses[0], cost / cost_reference, weights, violated=violated)
         for (before, after), cost, violated in zip(pairwise(losses), costs, violations, strict=True)
     )
-    good = loss_reference is not None and losses[-1] <= loss_reference + weights.tolerance
-    return Rewarded(steps, -losses[-1] / losses[0] + (weights.unused * unused if good else 0.0))
-
-
-def advantages(returns: Sequence[float], baseline: Sequence[float]) -> tuple[float, ...]:
-    """Returns minus those of the rule replayed on the same seed; a round that the baseline did not play counts 0."""
-    padded = [*baseline, *([0.0] * len(returns))]
-    return tuple(mine - theirs for mine, theirs in zip(returns, padded, strict=False))
+    return Rewarded(steps, -losses[-1] / losses[0])

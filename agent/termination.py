@@ -48,7 +48,7 @@ class Termination:
 
     @classmethod
     def of(cls, agent: AgentConfig, classes: int, rounds: int) -> Termination:
-        """From the run config; mode `qfl` stops by its last round or its budget only.
+        """From the run config; mode `qfl` stops by its last round only.
 
         Args:
             agent: the section.

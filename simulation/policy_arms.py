@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from llm_qfl.federation.config_agent import AgentConfig, Rule, Selection
 from llm_qfl.federation.types import Array
 from simulation.policy_states import at_prices_of, read_state
 from simulation.policy_world import MakeDecider, Observed, World
-
-if TYPE_CHECKING:
-    pass
 
 STEPS = (Budget.STEPS_1, Budget.STEPS_2, Budget.STEPS_5, Budget.STEPS_10, Budget.STEPS_20)
 COUNTS = (Clients.TWO, Clients.THREE, Clients.FIVE, Clients.ALL)

@@ -279,7 +279,7 @@ def roll_out(policy: Scorer, line: Json, random: np.random.Generator, group: int
         sampler = Sampled(remembered, np.random.default_rng(int(random.integers(2**63))))
         played = world.play(scored(sampler, prices, first=first, agent=TRUSTED), target=line["target"])
         full = float(line["case"]["rounds"])  # the fixed plan's: overspending is not divided by itself
-        returns.append(played.rewarded(prices, line["target"], full)[0].total)
+        returns.append(played.rewarded(prices, line["target"], full).total)
         drawn.append(sampler)
     gains = group_advantages(returns)
     taken = [

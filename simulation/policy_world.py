@@ -121,10 +121,8 @@ class Played:
         """Priced cost until validation accuracy has held the target for two rounds; `full` where it never did."""
         return cost_to_target(self.accuracies, self.costs(prices), target, full)
 
-    def rewarded(
-        self, prices: Prices, target: float, full: float, weights: RewardWeights = DEFAULT
-    ) -> tuple[Rewarded, tuple[float, ...]]:
-        """The run's rewards, whose cost terms are the priced cost to the target, and the return from each round on.
+    def rewarded(self, prices: Prices, target: float, full: float, weights: RewardWeights = DEFAULT) -> Rewarded:
+        """The run's rewards, whose cost terms are the priced cost to the target.
 
         Rounds after the target was reached cost nothing, as in the figure; a run that never gets there pays in the
         end for what its full budget has beyond its rounds.
@@ -138,7 +136,7 @@ class Played:
         if reached.server_round is None:
             missing = weights.cost * max(full - sum(costs), 0.0) / full
             found = replace(found, terminal=found.terminal - missing)
-        return found, found.returns()
+        return found
 
 
 class Observed(Decider):

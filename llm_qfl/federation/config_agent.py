@@ -47,7 +47,8 @@ class AgentConfig(Section):
     increment_steps: PositiveInt = 20
     """Rule `hybrid`: most steps that a round adds (paper: 100)."""
     budget: Annotated[int, Field(ge=0)] = 0
-    """Objective evaluations of all sites over the whole run; 0 sets no limit."""
+    """Objective evaluations of all sites over the whole run, a task without an answer counted as used up; 0 sets no
+    limit. Not in mode `qfl`, whose rounds are all alike."""
     distill_weight: Share = 0.0
     """Lambda: weight of the language model's soft labels in the QNN's loss (our reconstruction of the paper: .3;
     measured: no gain, and worse where the QNN is the better model); mode `qfl` has none, mode `policy` chooses."""
@@ -111,7 +112,7 @@ class AgentConfig(Section):
             problems.append(
                 f"agent.min-steps: expected at most agent.cap-steps ({self.cap_steps}), got {self.min_steps}"
             )
-        if self.mode == "policy" and self.price_circuit == self.price_round == self.price_byte == 0:
+        if self.mode in ("auto", "policy") and self.price_circuit == self.price_round == self.price_byte == 0:
             problems.append("agent.price-round: the policy weighs prices, expected one above 0, got three zeros")
         if not self.policy:
             problems.append("agent.policy: expected embedded, none or a file, got an empty string")
@@ -146,6 +147,11 @@ def resolved(agent: AgentConfig, language: LanguageConfig, *, private: bool) -> 
 def agent_problems(agent: AgentConfig, language: LanguageConfig) -> list[str]:
     """Cross checks with the language model, one line per problem."""
     if not agent.regulates:
+        if agent.budget:
+            return [
+                f"agent.budget: mode 'qfl' gives every round the same and keeps to no budget, got {agent.budget}; set "
+                "server.rounds and training.steps, or take another agent.mode"
+            ]
         return []
     if not language.enabled:
         return [f"agent.mode: {agent.mode!r} compares the QNN with a language model, language.model is none; take qfl"]

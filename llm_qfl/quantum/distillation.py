@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_qfl.federation.config_agent import AgentConfig, Direction
+from llm_qfl.federation.config_agent import Direction
 from llm_qfl.federation.errors import DataError
 from llm_qfl.federation.types import Array, Labels
 
@@ -40,11 +40,6 @@ class Distillation:
                 f"distillation: expected a weight in [0, 1] and a temperature above 0, got {self.weight} and "
                 f"{self.temperature}"
             )
-
-    @classmethod
-    def of(cls, agent: AgentConfig) -> Distillation:
-        """From the run config."""
-        return cls(agent.distill_weight if agent.distills else 0.0, agent.distill_temperature, agent.distill_direction)
 
     def row_losses(self, logp: Array, y: Labels, soft: Array) -> tuple[Array, Array]:
         """J of each row, nats, and its derivative by the log-probabilities.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agent.actions import SIZES, Action
-from agent.choice import Deadline, Fallback, Trust, ask, entropy_of, log_probability, mutual_information, pick
+from agent.choice import Deadline, Fallback, Trust, ask, entropy_of, mutual_information, pick
 from agent.shield import everything
 from llm_qfl.federation.errors import LanguageError
 
@@ -41,7 +41,6 @@ def test_good_probabilities_pass():
     assert not isinstance(found, Fallback)
     action = pick(found, None)
     assert action.options() == {**dict.fromkeys(SIZES, 0), "clients": 3}
-    assert log_probability(found, action) == pytest.approx(6 * math.log(0.9))
 
 
 def broken(name, change):

@@ -2,7 +2,7 @@ import pytest
 
 from agent.history import RoundRecord
 from agent.prices import Prices, cost_to_target
-from agent.rewards import RewardWeights, advantages, rewards
+from agent.rewards import RewardWeights, rewards
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError
 
@@ -37,20 +37,11 @@ def test_without_a_full_budget_a_miss_counts_what_it_spent():
 
 
 def test_b23_a_run_is_rewarded_by_hand():
-    weights = RewardWeights(cost=2.0, violation=0.5, unused=0.1, tolerance=0.02)
-    run = rewards(
-        [0.8, 0.6, 0.4], [10, 20], [False, True], cost_reference=100, weights=weights, loss_reference=0.39, unused=0.3
-    )
+    weights = RewardWeights(cost=2.0, violation=0.5)
+    run = rewards([0.8, 0.6, 0.4], [10, 20], [False, True], cost_reference=100, weights=weights)
     assert run.steps == pytest.approx((0.25 - 0.2, 0.25 - 0.4 - 0.5))
-    assert run.terminal == pytest.approx(-0.5 + 0.03)
-    assert run.total == pytest.approx(0.05 - 0.65 - 0.47)
-    assert run.returns() == pytest.approx((run.total, -0.65 - 0.47))
-
-
-def test_unused_budget_earns_only_with_a_good_end():
-    worse = rewards([0.8, 0.6], [0], [False], cost_reference=1, loss_reference=0.5, unused=0.9)
-    assert worse.terminal == pytest.approx(-0.75)
-    assert rewards([0.8, 0.6], [0], [False], cost_reference=1, unused=0.9).terminal == pytest.approx(-0.75)
+    assert run.terminal == pytest.approx(-0.5)
+    assert run.total == pytest.approx(0.05 - 0.65 - 0.5)
 
 
 def test_cheaper_is_better_and_a_better_loss_is_better():
@@ -68,7 +59,3 @@ def test_cheaper_is_better_and_a_better_loss_is_better():
 def test_rewards_that_cannot_be_are_refused(losses, costs, violations, reference):
     with pytest.raises(FederationError, match="rewards"):
         rewards(losses, costs, violations, cost_reference=reference)
-
-
-def test_advantages_are_over_the_replayed_rule():
-    assert advantages([1.0, 2.0, 3.0], [0.5, 2.5]) == (0.5, -0.5, 3.0)

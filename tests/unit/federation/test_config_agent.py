@@ -1,9 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
-from llm_qfl.federation.config import RunConfig
+from llm_qfl.federation.config import RunConfig, default_run_config
 from llm_qfl.federation.config_agent import AgentConfig, agent_problems
 from llm_qfl.federation.config_language import LanguageConfig
+from llm_qfl.federation.errors import ConfigError
 
 
 def of(**keys):
@@ -30,6 +31,7 @@ def test_every_key_has_a_value_and_comes_back():
         ({"fraction": 0.0}, "greater than 0"),
         ({"min_steps": 5, "cap_steps": 4}, "agent.min-steps"),
         ({"mode": "policy", "price_circuit": 0.0, "price_round": 0.0, "price_byte": 0.0}, "agent.price-round"),
+        ({"mode": "auto", "price_circuit": 0.0, "price_round": 0.0, "price_byte": 0.0}, "agent.price-round"),
         ({"policy": ""}, "agent.policy"),
         ({"epsilon": 0.1}, "Extra inputs"),
     ],
@@ -72,3 +74,9 @@ def test_modes_but_qfl_need_a_language_model_that_classifies():
     assert "language.model is none" in agent_problems(of(mode="llm-qfl-all"), none)[0]
     assert "'generation'" in agent_problems(of(mode="policy"), writes)[0]
     assert agent_problems(of(mode="policy"), LanguageConfig()) == []
+
+
+@pytest.mark.parametrize("keys", [{"agent.mode": "qfl"}, {"agent.mode": "auto", "language.model": "none"}])
+def test_a_budget_that_nobody_would_keep_is_refused(keys):
+    with pytest.raises(ConfigError, match=r"agent\.budget: mode 'qfl' .* keeps to no budget, got 1000"):
+        RunConfig.from_run_config({**default_run_config(), **keys, "agent.budget": 1000})

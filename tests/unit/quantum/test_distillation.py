@@ -4,7 +4,6 @@ from scipy.special import log_softmax, rel_entr, softmax
 from scipy.stats import entropy
 
 from llm_qfl.federation.config import QuantumConfig
-from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import DataError
 from llm_qfl.quantum.distillation import Distillation, checked_soft
 from llm_qfl.quantum.model import QNNModel
@@ -187,9 +186,3 @@ def test_good_soft_labels_pass():
     soft = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
     assert checked_soft(soft, 2, 2).dtype == np.float64
     assert checked_soft(np.zeros((0, 2)), 0, 2).shape == (0, 2)
-
-
-def test_the_term_comes_from_the_config_and_mode_qfl_has_none():
-    assert Distillation.of(AgentConfig(distill_weight=0.5)).weight == 0
-    agent = AgentConfig(mode="llm-qfl-all", distill_weight=0.5, distill_temperature=3.0, distill_direction="reverse")
-    assert Distillation.of(agent) == Distillation(0.5, 3.0, "reverse")

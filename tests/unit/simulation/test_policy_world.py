@@ -222,10 +222,9 @@ def test_returns_follow_the_priced_cost_to_the_target():
     prices = Prices(0.1, 0.0, 0.0)
     reached = played.to_target(prices, 0.9, 60.0)
     assert (reached.cost, reached.server_round) == (pytest.approx(3.0), 3)
-    missed, returns = played.rewarded(prices, 0.95, 60.0)
+    missed = played.rewarded(prices, 0.95, 60.0)
     assert missed.total == pytest.approx(0.5 - 0.05 - 0.5 - 57 / 60)  # fall, spent, the last loss, what is missing
-    assert returns[0] == pytest.approx(missed.total)
-    assert played.rewarded(prices, 0.9, 60.0)[0].total > missed.total
+    assert played.rewarded(prices, 0.9, 60.0).total > missed.total
 
 
 def test_experience_is_priced_afterwards_and_killed_runs_go_on(tmp_path, monkeypatch):
