@@ -50,6 +50,7 @@ bench:
 	$(INSTALL) server bench aer
 	@$(BIN)/python -m benchmarks.engine
 	@$(BIN)/python -m benchmarks.devices
+	@$(BIN)/python -m benchmarks.federations
 
 bench-llm:
 	$(INSTALL) server language

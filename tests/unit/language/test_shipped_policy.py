@@ -11,7 +11,7 @@ import pytest
 from agent import SHIPPED
 from agent.actions import FIELDS, SIZES
 from agent.shield import everything
-from agent.state import HEADER
+from agent.state import COUNT, HEADER, bucket
 from llm_qfl.federation.config_language import EMBEDDED_MODEL
 from llm_qfl.language.models import load_base
 from llm_qfl.language.policy_file import read_policy
@@ -29,6 +29,10 @@ def test_it_is_of_this_release_and_says_how_it_was_made():
     assert SHIPPED.stat().st_size < 1_000_000
     assert set(found.ranges) == set(HEADER)
     assert found.ranges["noise"] == (1, 4)  # a run with shots is no run that it must hand over to the rule
+    low, high = bucket(2, COUNT), bucket(12, COUNT)
+    assert found.ranges["sites"] == (low, high)  # as the README says
+    told = f"trained on federations of 2 to 12 sites (buckets {low} to {high})"
+    assert told in (SHIPPED.parent.parent / "README.md").read_text()
     assert "gaussian" in found.notes["learned from"]
     compared = ("breast", "digits", "human", "tweet")
     assert not any(word in json.dumps([found.notes["learned from"], KINDS]) for word in compared)
