@@ -20,8 +20,8 @@ from agent.shield import Mask
 from agent.state import HEADER, State
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.types import Array
+from simulation.lines import Json
 from simulation.policy_arms import COUNTS, DEFAULT, STEPS
-from simulation.policy_branches import Json
 from simulation.policy_lessons import Lesson, lessons
 from simulation.policy_states import read_state
 

@@ -11,8 +11,9 @@ import numpy as np
 from agent.actions import FIELDS, Shots
 from agent.prices import Prices
 from agent.shield import allowed_of
+from simulation.lines import Json
 from simulation.policy_arms import DEFAULT
-from simulation.policy_branches import Json, situations
+from simulation.policy_branches import situations
 from simulation.policy_experience import draw_shares, priced
 from simulation.policy_states import elsewhere, prices_of, read_state, repriced, samples
 
