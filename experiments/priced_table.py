@@ -213,7 +213,7 @@ def shown(one: Comparison) -> list[str]:
 
 
 def summary_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
-    """The policy beside every other arm: over all price lists, then at each."""
+    """The policy beside every other arm: over all price lists, at each, and without the plays that are the rule's."""
     lines = [
         "| policy / other arm | prices | ratio of costs, 95% | Wilcoxon p | test accuracy, 95% | federations |",
         "|---|---|---|---|---|---|",
@@ -222,16 +222,29 @@ def summary_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
     for other in others:
         for prices in ("all", *PRICES):
             if pairs := pairs_of(found, other, prices):
-                one = paired(pairs)
-                lines.append(
-                    f"| {other} | {prices} | {one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}) | {one.p:.2g} | "
-                    f"{one.accuracy:+.3f} ({one.accuracy_low:+.3f} to {one.accuracy_high:+.3f}) | {one.pairs} |"
-                )
+                lines.append(f"| {other} | {prices} | {_cells(paired(pairs))} |")
+    for other in others[:4]:
+        if pairs := pairs_of(found, other, "all", decided=True):
+            lines.append(f"| {other}, but for plays that count as the rule's | all | {_cells(paired(pairs))} |")
     return lines + verdict_lines(found) + information_lines(found)
 
 
-def pairs_of(found: Mapping[tuple[str, str], Comparison], other: str, prices: str) -> Pairs:
-    """The policy's figures with another arm's, by deal of a cell; tweets in two reductions are one."""
+def _cells(one: Paired) -> str:
+    return (
+        f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f}) | {one.p:.2g} | "
+        f"{one.accuracy:+.3f} ({one.accuracy_low:+.3f} to {one.accuracy_high:+.3f}) | {one.pairs}"
+    )
+
+
+def pairs_of(found: Mapping[tuple[str, str], Comparison], other: str, prices: str, *, decided: bool = False) -> Pairs:
+    """The policy's figures with another arm's, by deal of a cell; tweets in two reductions are one.
+
+    Args:
+        found: every cell at every price list.
+        other: the other arm.
+        prices: a price list, or `all`.
+        decided: leave out the policy's plays in which the rule took so many decisions that they count as its own.
+    """
     pairs: dict[Federation, list[tuple[Figure, Figure]]] = {}
     for (cell, at), one in found.items():
         name = best_rule(one) if other == "best rule" else other
@@ -240,6 +253,8 @@ def pairs_of(found: Mapping[tuple[str, str], Comparison], other: str, prices: st
         data, alpha = cell.rsplit(" ", 1)
         mine, theirs = one.figures["policy"], one.figures[name]
         for seed in sorted(set(mine) & set(theirs)):
+            if decided and one.by["policy"][seed].get("fallback_rate", 0.0) > MOST_FALLBACKS:
+                continue
             split = one.by["policy"][seed]["split"]
             pairs.setdefault((f"{data.split('-')[0]} {alpha}", split), []).append((mine[seed], theirs[seed]))
     return pairs

@@ -356,3 +356,13 @@ def test_the_pages_are_what_the_kept_lines_say():
     text = tables(read_rows(project / "experiments" / "kept" / "priced.jsonl.gz"))
     assert text in (project / "docs" / "priced.md").read_text()
     assert text.split("\n\n", 1)[0] in (project / "README.md").read_text()
+
+
+def test_plays_that_count_as_the_rules_can_be_left_out():
+    rows = [
+        {**row, "fallback_rate": 0.5 if row["seed"] == 43 else 0.2} if row["arm"] == "policy" else row for row in ROWS
+    ]
+    found = comparisons(rows, "m1 k2")
+    assert {split for _, split in pairs_of(found, "qfl", "all")} == {42, 43}
+    assert {split for _, split in pairs_of(found, "qfl", "all", decided=True)} == {42}
+    assert "| qfl, but for plays that count as the rule's | all |" in "\n".join(table_lines(rows, "m1 k2"))
