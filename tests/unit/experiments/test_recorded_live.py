@@ -1,9 +1,12 @@
 """Recorded beside live language models: the table by hand, and that both kinds of play decide by the same keys."""
 
+from pathlib import Path
+
 from agent import SHIPPED
 from agent.prices import Prices
+from experiments.priced import read_rows
 from experiments.priced_arms import KEYS
-from experiments.recorded_live import FIRST, differences, live_keys, tables
+from experiments.recorded_live import CHOSEN, FIRST, differences, live_keys, tables
 from llm_qfl.federation.config import RunConfig, default_run_config
 from simulation.policy_arms import Uniform, scored
 from simulation.policy_world import Case, open_world
@@ -71,3 +74,15 @@ def test_a_live_run_decides_by_the_keys_of_the_recorded_one():
     assert config.agent.model_copy(update={"policy": "embedded"}) == decider.agent
     assert decider.means.first_budget == decider.setting.cost.evaluations(config.training.steps)
     assert decider.setting.prices == prices
+
+
+def test_the_page_shows_what_the_kept_lines_say():
+    project = Path(__file__).resolve().parents[3]
+    rows, priced_rows = (
+        read_rows(project / "experiments" / "kept" / name) for name in ("recorded-live.jsonl.gz", "priced.jsonl.gz")
+    )
+    assert {row["cell"] for row in rows} == set(CHOSEN)
+    assert len({row["made"] for row in rows}) == len(CHOSEN)  # a recording each, one policy
+    readme = (project / "README.md").read_text()
+    for line in tables(rows, priced_rows).splitlines():
+        assert line in readme
