@@ -54,16 +54,12 @@ class Fallback:
         """Does it count against the policy? Before the first closed round nobody could decide."""
         return self.reason != "no history"
 
-    @property
-    def passes(self) -> bool:
-        """May the next round be the policy's? Then this one's rule does not end the run: one late answer would."""
-        return self.reason != "missing model"
-
 
 class Deadline:
-    """Runs a decision in a thread of its own, so that a slow model cannot hold up the federation.
+    """Runs a decision in a thread of its own, so that a slow model cannot hold up the round.
 
-    A thread cannot be ended from outside: while a late one still runs, further decisions time out at once.
+    A thread cannot be ended from outside: while a late one still runs, further decisions time out at once, and the
+    server's next pass through the same language model waits for it (`Stack.turn`).
     """
 
     def __init__(self, seconds: float) -> None:

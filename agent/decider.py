@@ -204,7 +204,11 @@ class Decider:
     @property
     def _left(self) -> int | None:
         """Evaluations that the run may still give away; a task without an answer counts as if it were used up."""
-        return remaining(self.agent.budget, self.history.evaluations + sum(self._open.values()))
+        return remaining(self.agent.budget, self.history.evaluations + self._waiting)
+
+    @property
+    def _waiting(self) -> int:
+        return sum(self._open.values())
 
     def _rule(self, server_round: int, sites: Sequence[str]) -> Proposal:
         """What the ratio rule does in this round."""
@@ -269,18 +273,26 @@ class Decider:
             return self._by_rule(server_round, rule)
         budgets = self._standing(sites)
         limits = self._limits(len(sites))
-        state = state_of(self.history, self.setting, budgets, sites, server_round)
+        state = state_of(self.history, self.setting, budgets, sites, server_round, waiting=self._waiting)
         masked = guard.mask(limits, budgets, self.history, self._stops)
         preferences = self._online.preferences
         chosen, probabilities = self._choose(server_round, state, masked)
         if isinstance(chosen, Action):
             decision = self._carry_out(server_round, sites, chosen, limits)
-        elif rule.stop is not None and chosen.passes:
+        elif rule.stop is not None and self._steered:
             decision = self._by_rule(server_round, self._plan(server_round, sites), chosen)
         else:
             decision = self._by_rule(server_round, rule, chosen)
         seen = replace(decision, state=state, rule=rule, masked=masked.reasons)
         return replace(seen, probabilities=probabilities, preferences=preferences if probabilities else {})
+
+    @property
+    def _steered(self) -> bool:
+        """Has the policy decided any round? Then it decides when to stop; a round that the rule takes over does not.
+
+        Else the run is the rule's: of other sizes than the policy knows, without a model, or with a broken one.
+        """
+        return any(one.by == "policy" for one in self.decisions) or any(line["by"] == "policy" for line in self.past)
 
     def _standing(self, sites: Sequence[str]) -> dict[str, int]:
         """Budgets as they stand; a site that has none yet stands where the others do."""

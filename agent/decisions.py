@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Proposal:
-    """What the ratio rule would do, or did.
+    """What the ratio rule would do, or did (but for a stop, where a policy is at work).
 
     Attributes:
         sites: chosen sites.

@@ -153,7 +153,13 @@ def ranges_of(states: Iterable[State]) -> dict[str, tuple[int, int]]:
 
 
 def state_of(
-    history: History, setting: Setting, budgets: Mapping[str, int], sites: Sequence[str], next_round: int
+    history: History,
+    setting: Setting,
+    budgets: Mapping[str, int],
+    sites: Sequence[str],
+    next_round: int,
+    *,
+    waiting: int = 0,
 ) -> State:
     """The state before a round.
 
@@ -163,22 +169,28 @@ def state_of(
         budgets: evaluations by site, as they stand.
         sites: sites that are there and free, in any order.
         next_round: the round to decide.
+        waiting: evaluations of tasks without an answer.
     """
     lines = sorted(_lines(history, setting, budgets, sites, next_round), reverse=True)
     if len(lines) > SHOWN:
         rest = np.array(lines[SHOWN - 1 :], np.float64).mean(axis=0)
         lines = [*lines[: SHOWN - 1], tuple(int(value + 0.5) for value in rest)]
-    return State(_header(history, setting, budgets, sites, next_round), tuple(lines))
+    left = 1.0 if not setting.limit else max(1 - (history.evaluations + waiting) / setting.limit, 0.0)
+    return State(_header(history, setting, budgets, sites, next_round, left), tuple(lines))
 
 
 def _header(
-    history: History, setting: Setting, budgets: Mapping[str, int], sites: Sequence[str], next_round: int
+    history: History,
+    setting: Setting,
+    budgets: Mapping[str, int],
+    sites: Sequence[str],
+    next_round: int,
+    left: float,
 ) -> tuple[int, ...]:
     losses, guess = history.losses(), math.log(setting.classes)
     last = history.rounds[-1] if history.rounds else None
     falls = [(before - after) / max(before, 1e-9) for before, after in pairwise(losses)]
     shown: list[float | None] = [*falls[: -SLOPES - 1 : -1], None, None, None]
-    left = 1.0 if not setting.limit else max(1 - history.evaluations / setting.limit, 0.0)
     teacher = None if last is None else last.teacher_loss
     distance = None if last is None else last.mean_distance
     steps = [setting.cost.steps(budgets[site]) for site in sites if site in budgets]

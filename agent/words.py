@@ -24,7 +24,7 @@ class Told:
         did: what the round did.
         by: who decided.
         why: why that was allowed, or why the rule decided.
-        rule: what the ratio rule would have done; empty where it decided.
+        rule: what the ratio rule would have done; empty where it did.
     """
 
     did: str
@@ -44,7 +44,9 @@ def told(line: Line, cost: StepCost) -> Told:
     did = _plan(plan, cost)
     if plan["stop"] is None and plan["lambda"]:
         did += f", lambda {plan['lambda']:g}"
-    instead = _plan(rule, cost) if line["by"] == "policy" and rule is not None else ""
+    instead = ""
+    if rule is not None and (line["by"] == "policy" or (rule["stop"] and not plan["stop"])):
+        instead = _plan(rule, cost)
     return Told(did, str(line["by"]), _why(line), instead)
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.federations [--count N] [--seconds S]`: how many simulated federations a minute a core plays.
+"""`python -m benchmarks.federations [--count N]`: how many simulated federations a minute a core plays.
 
 What the policy learns from: drawn federations (2 to 12 sites, 25 or 40 rounds) with the real strategy and the real
 client round, without Flower's processes. Opening one (census, dealing, feature map) and playing it are told apart: an
@@ -49,6 +49,8 @@ def main() -> None:
                 played = world.play(static(plan))
                 seconds = time.process_time() - started
                 playing[plan.name].append((seconds, len(played.accuracies), sum(played.circuits)))
+    if len(opening) < 2:
+        raise SystemExit(f"{len(opening)} of {asked.count} federations could be dealt; take a larger --count")
     for found in playing.values():
         del found[0]
     print(f"{len(opening)} federations opened, {refused} could not be dealt; processor time of one core")

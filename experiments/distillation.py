@@ -36,7 +36,6 @@ from experiments.distillation_tasks import (
     split_of,
     taught,
 )
-from experiments.priced import read_rows
 from llm_qfl.federation.errors import FederationError, LanguageError, LlmQflError
 from llm_qfl.federation.records import state_record
 from llm_qfl.federation.types import GlobalState, RoundSummary
@@ -44,7 +43,7 @@ from llm_qfl.quantum.scope import Scope
 from server_app.grid import BoundedGrid
 from server_app.session import initial_state, make_strategy
 from simulation.grid import InMemoryGrid
-from simulation.lines import mend
+from simulation.lines import mend, read_lines
 from simulation.policy_arms import Setting, static
 from simulation.policy_teachers import NoTeacher, Recording, check_recording, read_recording
 from simulation.policy_world import TIMEOUT, World, open_world
@@ -146,7 +145,7 @@ class Places:
 def run_missing(wanted: Sequence[tuple[str, int, Arm]], keep: Path, places: Places, splits: int) -> None:
     """Run what the file does not hold yet, a line each."""
     mend(keep)
-    kept = [row for row in read_rows(keep) if row["tuning"] == places.tuning.name]
+    kept = [row for row in read_lines(keep) if row["tuning"] == places.tuning.name]
     have = {(row["task"], row["seed"], row["split"], row["arm"]) for row in kept}
     open_once = lru_cache(maxsize=None)(places.open)
     with keep.open("a") as file:
@@ -196,7 +195,7 @@ def main() -> None:
         if not asked.print_only:
             places = Places(asked.data.resolve(), asked.work.resolve(), tuning)
             run_missing(list(jobs(asked.tasks, asked.seeds)), asked.keep, places, asked.splits)
-        rows = [row for row in read_rows(asked.keep) if row["task"] in asked.tasks]
+        rows = [row for row in read_lines(asked.keep) if row["task"] in asked.tasks]
         print("\n".join(table_lines(chosen(rows, asked.splits, tuning))))
     except LlmQflError as error:
         line.exit(2, f"distillation: {error}\n")

@@ -10,7 +10,6 @@ line of the file that `--keep` names. What the README shows is in the repository
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import time
@@ -30,7 +29,7 @@ from experiments.priced_table import comparisons, table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.federation.fingerprint import digest_of
 from llm_qfl.language.files import file_digest
-from simulation.lines import mend
+from simulation.lines import mend, read_lines
 from simulation.policy_states import prices_of
 from simulation.policy_teachers import Teacher, check_recording, read_recording, stand_in
 from simulation.policy_world import MakeDecider, Observed, World, open_world
@@ -132,7 +131,7 @@ def run_missing(
     if keep.suffix == ".gz":
         raise FederationError(f"{keep} is only read; unpack it with gunzip and name what comes out in --keep")
     mend(keep)
-    have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row for row in read_rows(keep)}
+    have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row for row in read_lines(keep)}
     setting = static_one(makers) if set(wanted) - set(have) else ""
     opened: tuple[str, int] | None = None
     world: World | None = None
@@ -175,22 +174,6 @@ def run_missing(
 def made_with(learned: Sequence[str], teacher: str) -> str:
     """Digest of what a line depends on besides its key and its recording: what its arm learned from, the rounds."""
     return digest_of(repr((teacher, ROUNDS, list(learned))))[:16]
-
-
-def read_rows(keep: Path) -> list[Mapping[str, Any]]:
-    """Kept lines, packed or not; of a last one that is not whole (yet) nothing.
-
-    Raises:
-        FederationError: a damaged line before the last.
-    """
-    if not keep.exists():
-        return []
-    text = gzip.decompress(keep.read_bytes()).decode() if keep.suffix == ".gz" else keep.read_text()
-    whole, _, _ = text.rpartition("\n")
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise FederationError(f"{keep}: a line is damaged: {error}; delete it") from error
 
 
 def static_one(makers: Makers) -> str:
@@ -254,7 +237,7 @@ def main() -> None:
             places = Places(asked.data.resolve(), asked.work.resolve())
             wanted = list(jobs(asked.cells, asked.seeds, asked.arms))
             run_missing(wanted, asked.keep, places, makers, asked.teacher, asked.splits)
-        rows = [row for row in read_rows(asked.keep) if row["cell"] in asked.cells]
+        rows = [row for row in read_lines(asked.keep) if row["cell"] in asked.cells]
         print(tables(rows))
     except LlmQflError as error:
         line.exit(2, f"priced: {error}\n")

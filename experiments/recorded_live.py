@@ -22,7 +22,7 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from agent.decider import Decider
 from agent.prices import Prices
-from experiments.priced import Json, Places, made_with, open_cell, read_rows, setting_of
+from experiments.priced import Json, Places, made_with, open_cell, setting_of
 from experiments.priced_arms import KEYS, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, unit
 from experiments.priced_records import recorded_case
@@ -30,7 +30,7 @@ from experiments.priced_table import Comparison
 from llm_qfl.federation.config import RunConfig, Scalar
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.language.files import file_digest
-from simulation.lines import mend
+from simulation.lines import mend, read_lines
 from simulation.policy_arms import First, scored
 from simulation.policy_states import prices_of
 from simulation.policy_world import Observed, World
@@ -67,7 +67,8 @@ def play_recorded(world: World, makers: Makers, prices: Prices) -> Json:
         deciders.append(made)
         return made
 
-    return {**told(deciders[0]), "accuracies": list(world.play(make).accuracies)}
+    played = world.play(make)
+    return {**told(deciders[0]), "accuracies": list(played.accuracies)}
 
 
 def play_live(cell: Cell, seed: int, places: Places, keys: Mapping[str, Scalar]) -> Json:
@@ -112,7 +113,7 @@ def run_missing(
         FederationError: lines that were made with another policy, recording, language model or keys.
     """
     mend(keep)
-    have = {(row["cell"], row["kind"]): row["made"] for row in read_rows(keep)}
+    have = {(row["cell"], row["kind"]): row["made"] for row in read_lines(keep)}
     with keep.open("a") as file:
         for name in cells:
             cell, missing = CELLS[name], [kind for kind in KINDS if (name, kind) not in have]
@@ -205,7 +206,7 @@ def main() -> None:
         if not asked.print_only:
             places = Places(asked.data.resolve(), asked.work.resolve())
             run_missing(asked.cells, asked.keep, places, makers, asked.policy, language)
-        print(tables(read_rows(asked.keep), read_rows(asked.priced)))
+        print(tables(read_lines(asked.keep), read_lines(asked.priced)))
     except LlmQflError as error:
         line.exit(2, f"recorded-live: {error}\n")
 

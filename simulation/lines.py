@@ -1,9 +1,12 @@
-"""Files of JSON lines that a killed run leaves and the next one goes on with."""
+"""Files of JSON lines that a killed run leaves and the next one goes on with.
+
+A line is whole once its newline is there; what comes after the last one was cut short by a kill and counts for nothing.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +15,31 @@ from llm_qfl.federation.errors import FederationError
 Json = dict[str, Any]
 
 
-def read_lines(path: Path) -> Iterator[Json]:
-    """Lines of a JSONL file that are whole; a last one that was cut short by a kill is not.
+def read_lines(path: Path) -> list[Json]:
+    """Whole lines of a file, packed (`.gz`) or not; none where there is no file.
 
     Raises:
-        FederationError: a damaged line before the last.
+        FederationError: a damaged line.
     """
     if not path.exists():
-        return
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
+        return []
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    found: list[Json] = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
-            yield json.loads(line)
+            found.append(json.loads(line))
         except ValueError as error:
-            if number < len(lines):
-                raise FederationError(f"{path}: line {number} is damaged: {error}; delete it") from error
+            raise FederationError(f"{path}: line {number} is damaged: {error}; delete it") from error
+    return found
 
 
 def mend(path: Path) -> None:
-    """Cut off a last line that a kill cut short, so that the next one stands on its own; for the one who writes.
+    """Cut off what comes after the last whole line, so that the next one stands on its own; for the one who writes.
 
     The file's folder is there afterwards, the file only if it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text() if path.exists() else ""
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        path.write_text(whole + "\n" if whole else "")
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)

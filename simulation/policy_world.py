@@ -18,7 +18,7 @@ from agent.decider import Decider, Means
 from agent.decisions import Decision
 from agent.history import RoundRecord
 from agent.prices import Prices, Reached, cost_to_target
-from agent.rewards import DEFAULT, Rewarded, RewardWeights, rewards
+from agent.rewards import DEFAULT, Rewarded, rewards
 from agent.state import Setting
 from agent.termination import Stop
 from client_app.data import census, site_partition
@@ -121,7 +121,7 @@ class Played:
         """Priced cost until validation accuracy has held the target for two rounds; `full` where it never did."""
         return cost_to_target(self.accuracies, self.costs(prices), target, full)
 
-    def rewarded(self, prices: Prices, target: float, full: float, weights: RewardWeights = DEFAULT) -> Rewarded:
+    def rewarded(self, prices: Prices, target: float, full: float) -> Rewarded:
         """The run's rewards, whose cost terms are the priced cost to the target.
 
         Rounds after the target was reached cost nothing, as in the figure; a run that never gets there pays in the
@@ -132,9 +132,9 @@ class Played:
         costs = self.costs(prices)[:last]
         edits = [bool(one.edits) and one.by == "policy" for one in self.decisions[:last]]
         edits += [False] * (last - len(edits))
-        found = rewards(self.losses[: last + 1], costs, edits, cost_reference=full, weights=weights)
+        found = rewards(self.losses[: last + 1], costs, edits, cost_reference=full)
         if reached.server_round is None:
-            missing = weights.cost * max(full - sum(costs), 0.0) / full
+            missing = DEFAULT.cost * max(full - sum(costs), 0.0) / full
             found = replace(found, terminal=found.terminal - missing)
         return found
 

@@ -112,8 +112,6 @@ class AgentConfig(Section):
             problems.append(
                 f"agent.min-steps: expected at most agent.cap-steps ({self.cap_steps}), got {self.min_steps}"
             )
-        if self.mode in ("auto", "policy") and self.price_circuit == self.price_round == self.price_byte == 0:
-            problems.append("agent.price-round: the policy weighs prices, expected one above 0, got three zeros")
         if not self.policy:
             problems.append("agent.policy: expected embedded, none or a file, got an empty string")
         if problems:
@@ -145,7 +143,7 @@ def resolved(agent: AgentConfig, language: LanguageConfig, *, private: bool) -> 
 
 
 def agent_problems(agent: AgentConfig, language: LanguageConfig) -> list[str]:
-    """Cross checks with the language model, one line per problem."""
+    """Cross checks with the language model, one line per problem; of a section whose mode is no longer `auto`."""
     if not agent.regulates:
         if agent.budget:
             return [
@@ -153,6 +151,8 @@ def agent_problems(agent: AgentConfig, language: LanguageConfig) -> list[str]:
                 "server.rounds and training.steps, or take another agent.mode"
             ]
         return []
+    if agent.mode == "policy" and agent.price_circuit == agent.price_round == agent.price_byte == 0:
+        return ["agent.price-round: the policy weighs prices, expected one above 0, got three zeros"]
     if not language.enabled:
         return [f"agent.mode: {agent.mode!r} compares the QNN with a language model, language.model is none; take qfl"]
     if language.task != "classification":

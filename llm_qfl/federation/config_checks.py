@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_qfl.federation.backend_names import backend_problem
-from llm_qfl.federation.config_agent import agent_problems
+from llm_qfl.federation.config_agent import agent_problems, resolved
 from llm_qfl.federation.config_privacy import privacy_problems
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def cross_problems(config: RunConfig) -> list[str]:
     problems += _source_problems("data.test", data.test, ("server", "federated"), ("file:",))
     problems += _source_problems("data.validation", data.validation, ("server", "federated"), ("file:",))
     problems += _backend_problems(config) + _language_problems(config)
-    problems += agent_problems(config.agent, config.language) + privacy_problems(config)
+    agent = resolved(config.agent, config.language, private=config.privacy.on)
+    problems += agent_problems(agent, config.language) + privacy_problems(config)
     classes = data.class_list
     if classes is not None and (len(classes) < 2 or len(set(classes)) != len(classes) or "" in classes):
         problems.append(f"data.classes: expected 'all' or at least two different labels (0,1), got {data.classes!r}")

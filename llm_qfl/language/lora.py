@@ -103,10 +103,11 @@ class LoraAdapter:
 
     def trainable(self, *, on: bool) -> None:
         """Let gradients reach the matrices, or not; with them goes the dropout."""
-        for parameter in self._parameters.values():
-            parameter.requires_grad_(on)
-        for module in self._modules.values():
-            module.lora_dropout.train(on)
+        with self.stack.turn:  # a policy's late decision puts the flags back as it found them
+            for parameter in self._parameters.values():
+                parameter.requires_grad_(on)
+            for module in self._modules.values():
+                module.lora_dropout.train(on)
 
     def active(self, *, on: bool) -> None:
         """Switch the update on or off; gradient flags stay as they are."""

@@ -13,7 +13,7 @@ from agent.history import RoundRecord, SiteRecord, Teachers
 from agent.memory import Memory
 from agent.prices import Prices
 from agent.shield import allowed_of
-from agent.state import Setting
+from agent.state import TENTHS, Setting, bucket
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.federation.types import ClientReport, RoundPlan, RoundSummary, Scores, Spent
@@ -150,21 +150,26 @@ def test_the_run_budget_is_never_passed():
 
 @pytest.mark.parametrize("mode", ["llm-qfl-all", "policy"])
 def test_a_task_without_an_answer_counts_until_the_answer_comes(mode):
-    """Budget 153: three sites get 51 each, which is all. One is late: the others must not get what it may still use."""
-    three, more = SITES[:3], {"scorer": Says(budget=Budget.STEPS_1, clients=Clients.TWO)} if mode == "policy" else {}
-    run = decider(mode, budget=153, **more)
+    """Budget 200: three sites get 51 each. One is late: the others must not get what it may still use."""
+    three, more = SITES[:3], {"scorer": Says(budget=Budget.STEPS_5, clients=Clients.TWO)} if mode == "policy" else {}
+    run, setting = decider(mode, budget=200, setting={"limit": 200}, **more), {"limit": 200}
     first = run.decide(1, three)
     assert first.budgets == dict.fromkeys(three, 51)
     run.close(without(answer(first, LOSSES), three[2], 51))
-    ends = run.decide(2, three[:2])
-    assert ends.stop.rule == "budget"
-    resumed = decider(mode, budget=153, **more)
+    resumed = decider(mode, budget=200, setting=setting, **more)
     resumed.remember(Memory.from_json(json.loads(json.dumps(run.memory.to_json()))))
-    assert resumed.decide(2, three[:2]).stop == ends.stop
-    resumed.close(RoundRecord(2, (), (), server_loss=0.5, evaluations=21, settled=((1, three[2]),)))  # it used 21 of 51
-    last = resumed.decide(3, three[:2])
-    assert sum(COST.spent(one) for one in last.budgets.values()) <= 30
-    assert last.budgets
+    second = run.decide(2, three[:2])
+    assert resumed.decide(2, three[:2]).budgets == second.budgets
+    spent = sum(COST.spent(one) for one in second.budgets.values())
+    assert 22 <= spent <= 200 - 153
+    late = answer(second, LOSSES)
+    late = replace(late, evaluations=late.evaluations + 21, settled=(*late.settled, (1, three[2])))  # it used 21 of 51
+    resumed.close(late)
+    third = resumed.decide(3, three[:2])
+    assert third.budgets
+    assert sum(COST.spent(one) for one in third.budgets.values()) <= 200 - 102 - 21 - spent
+    if mode == "policy":
+        assert second.state.header[2] == bucket(47 / 200, TENTHS)  # the policy is shown what the shield holds it to
 
 
 def test_a_lost_task_counts_as_used_up():
@@ -180,7 +185,7 @@ def test_a_lost_task_counts_as_used_up():
 
 
 class Fails(Says):
-    """A policy that breaks down in one decision."""
+    """A policy that breaks down in one decision, or (`at` 0) in all of them."""
 
     def __init__(self, at, **options):
         super().__init__(**options)
@@ -188,7 +193,7 @@ class Fails(Says):
 
     def probabilities(self, text, allowed):
         found = super().probabilities(text, allowed)
-        if len(self.asked) == self.at:
+        if self.at in (0, len(self.asked)):
             raise RuntimeError("out of memory")
         return found
 
@@ -203,14 +208,30 @@ def test_a_passing_failure_on_a_plateau_does_not_end_the_run():
     assert (plan.server_round, plan.by, plan.stop) == (12, "policy", None)
 
 
-def test_a_run_without_any_policy_stops_as_the_rule_does():
-    run = decider(means={"missing": "no file"}, stop_plateau=0.001)
+@pytest.mark.parametrize(
+    ("means", "reason"),
+    [
+        ({"missing": "no file"}, "missing model"),
+        ({"scorer": Says(), "ranges": {"sites": (1, 2)}}, "out of range"),
+        ({"scorer": Fails(at=0)}, "scorer failed"),
+    ],
+)
+def test_a_run_in_which_no_policy_ever_decides_stops_as_the_rule_does(means, reason):
+    run = decider(means=means, stop_plateau=0.001)
     for number in range(1, 13):
         plan = run.decide(number, SITES)
         if plan.stop is not None:
             break
         run.close(answer(plan, LOSSES, server=0.4))
-    assert (plan.stop.rule, plan.fallback.reason) == ("plateau", "missing model")
+    assert (plan.stop.rule, plan.fallback.reason) == ("plateau", reason)
+
+
+def test_a_resumed_run_knows_that_its_policy_decided():
+    run, _ = policy_run(Says(clients=Clients.ALL), rounds=8, server=0.4, stop_plateau=0.001)
+    resumed = decider(scorer=Fails(at=0), stop_plateau=0.001)
+    resumed.remember(run.memory, [json.loads(json.dumps(decision_line(one))) for one in run.decisions])
+    plan = resumed.decide(8, SITES)
+    assert (plan.by, plan.stop, plan.rule.stop.rule) == ("rule", None, "plateau")
 
 
 def policy_run(scorer, rounds=3, losses=LOSSES, server=0.5, **more):

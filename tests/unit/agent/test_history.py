@@ -47,6 +47,7 @@ def test_a_round_in_numbers():
     assert record.circuits == 27 * 90
     assert record.bytes == 700
     assert record.asked == ("a", "b", "c")
+    assert record.settled == ((1, "a"), (1, "b"), (2, "c"))  # a late answer settles the task of its own round
 
 
 def test_a_simulators_seconds_decide_nothing():

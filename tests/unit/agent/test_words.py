@@ -51,7 +51,11 @@ def test_fallbacks_and_edits_are_told():
 def test_stops_are_told():
     stop = Stop("plateau", "stands still")
     assert told(line(stop=stop, sites=(), budgets={}), COST).did == "stop (plateau): stands still"
-    assert told(line(rule=Proposal((), {}, "all", stop=stop)), COST).rule == "stop (plateau): stands still"
+    proposed = Proposal((), {}, "all", stop=stop)
+    assert told(line(rule=proposed), COST).rule == "stop (plateau): stands still"
+    waived = line(by="rule", rule=proposed, fallback=Fallback("timeout", "no decision within 2 s"))
+    assert "the rule: stop (plateau)" in sentence(waived, COST)  # it took the round over and went on
+    assert told(line(by="rule", rule=proposed, stop=stop, sites=(), budgets={}), COST).rule == ""
 
 
 def test_choices_come_with_their_probability():

@@ -10,14 +10,14 @@ import pytest
 
 from agent.actions import Budget
 from agent.shield import everything
-from experiments.priced import Places, jobs, made_with, read_rows, run_missing, setting_of, tables
+from experiments.priced import Places, jobs, made_with, run_missing, setting_of, tables
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, split_of, unit
 from experiments.priced_overview import miss_lines, overview_lines
 from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
-from simulation.lines import mend
+from simulation.lines import mend, read_lines
 from simulation.policy_arms import static
 from simulation.policy_states import prices_of
 from simulation.policy_world import Case
@@ -290,7 +290,7 @@ def test_trees_are_known_by_their_experience_and_need_no_policy(tmp_path):
 def test_packed_lines_are_read_and_never_written(tmp_path):
     keep = tmp_path / "priced.jsonl.gz"
     keep.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
-    rows = read_rows(keep)
+    rows = read_lines(keep)
     assert rows == ROWS
     assert setting_of(rows) == "m1 k2"
     with pytest.raises(FederationError, match="only read"):
@@ -317,15 +317,15 @@ def test_arms_without_prices_run_once():
 
 def test_a_killed_run_continues(tmp_path):
     keep = tmp_path / "priced.jsonl"
-    assert read_rows(keep) == []
+    assert read_lines(keep) == []
     keep.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1])[:30])
-    assert [row["arm"] for row in read_rows(keep)] == ["m5 kall"]
+    assert [row["arm"] for row in read_lines(keep)] == ["m5 kall"]
     assert not keep.read_text().endswith("\n")  # who only reads, changes nothing: the line may still be written
     mend(keep)
     assert keep.read_text() == json.dumps(ROWS[0]) + "\n"  # the cut line is gone: the next one stands on its own
     keep.write_text("{\n" + json.dumps(ROWS[0]) + "\n")
     with pytest.raises(FederationError, match="damaged"):
-        read_rows(keep)
+        read_lines(keep)
 
 
 def test_a_policy_that_is_not_there_is_said(tmp_path):
@@ -353,7 +353,7 @@ def test_rules_are_not_cut_off_at_a_plateau():
 
 def test_the_pages_are_what_the_kept_lines_say():
     project = Path(__file__).resolve().parents[3]
-    text = tables(read_rows(project / "experiments" / "kept" / "priced.jsonl.gz"))
+    text = tables(read_lines(project / "experiments" / "kept" / "priced.jsonl.gz"))
     assert text in (project / "docs" / "priced.md").read_text()
     assert text.split("\n\n", 1)[0] in (project / "README.md").read_text()
 

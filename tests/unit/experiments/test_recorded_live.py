@@ -1,13 +1,14 @@
 """Recorded beside live language models: the table by hand, and that both kinds of play decide by the same keys."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from agent import SHIPPED
 from agent.prices import Prices
-from experiments.priced import read_rows
 from experiments.priced_arms import KEYS
-from experiments.recorded_live import CHOSEN, FIRST, differences, live_keys, tables
+from experiments.recorded_live import CHOSEN, FIRST, differences, live_keys, play_recorded, tables
 from llm_qfl.federation.config import RunConfig, default_run_config
+from simulation.lines import read_lines
 from simulation.policy_arms import Uniform, scored
 from simulation.policy_world import Case, open_world
 
@@ -76,10 +77,19 @@ def test_a_live_run_decides_by_the_keys_of_the_recorded_one():
     assert decider.setting.prices == prices
 
 
+def test_a_recorded_play_is_told_whole():
+    world = open_world(Case("breast-cancer", sites=2, alpha=5.0, seed=5, rounds=3))
+    makers = SimpleNamespace(remembered=Uniform(), file=SimpleNamespace(ranges=None))
+    found = play_recorded(world, makers, Prices(1e-5, 0.5, 1e-6))
+    assert {len(found[key]) for key in ("plans", "by", "circuits", "bytes", "language", "server", "accuracies")} == {3}
+    assert len(dict(found["plans"][0][0])) == 2
+    assert sum(found["circuits"]) > 0
+
+
 def test_the_page_shows_what_the_kept_lines_say():
     project = Path(__file__).resolve().parents[3]
     rows, priced_rows = (
-        read_rows(project / "experiments" / "kept" / name) for name in ("recorded-live.jsonl.gz", "priced.jsonl.gz")
+        read_lines(project / "experiments" / "kept" / name) for name in ("recorded-live.jsonl.gz", "priced.jsonl.gz")
     )
     assert {row["cell"] for row in rows} == set(CHOSEN)
     assert len({row["made"] for row in rows}) == len(CHOSEN)  # a recording each, one policy

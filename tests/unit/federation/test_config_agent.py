@@ -30,8 +30,6 @@ def test_every_key_has_a_value_and_comes_back():
         ({"budget": 1.5}, "integer"),
         ({"fraction": 0.0}, "greater than 0"),
         ({"min_steps": 5, "cap_steps": 4}, "agent.min-steps"),
-        ({"mode": "policy", "price_circuit": 0.0, "price_round": 0.0, "price_byte": 0.0}, "agent.price-round"),
-        ({"mode": "auto", "price_circuit": 0.0, "price_round": 0.0, "price_byte": 0.0}, "agent.price-round"),
         ({"policy": ""}, "agent.policy"),
         ({"epsilon": 0.1}, "Extra inputs"),
     ],
@@ -80,3 +78,12 @@ def test_modes_but_qfl_need_a_language_model_that_classifies():
 def test_a_budget_that_nobody_would_keep_is_refused(keys):
     with pytest.raises(ConfigError, match=r"agent\.budget: mode 'qfl' .* keeps to no budget, got 1000"):
         RunConfig.from_run_config({**default_run_config(), **keys, "agent.budget": 1000})
+    assert RunConfig.from_run_config({"agent.budget": 1000}).agent.mode == "policy"  # which keeps it
+
+
+def test_three_prices_of_zero_are_refused_where_they_are_weighed():
+    zeros = {"agent.price-circuit": 0.0, "agent.price-round": 0.0, "agent.price-byte": 0.0}
+    for mode in ("auto", "policy"):
+        with pytest.raises(ConfigError, match=r"agent\.price-round: the policy weighs prices"):
+            RunConfig.from_run_config({**zeros, "agent.mode": mode})
+    assert RunConfig.from_run_config({**zeros, "agent.mode": "auto", "language.model": "none"}).agent.mode == "qfl"
