@@ -31,7 +31,7 @@ from llm_qfl.federation.config import RunConfig, Scalar
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.language.files import file_digest
 from simulation.lines import mend, read_lines
-from simulation.policy_arms import First, scored
+from simulation.policy_arms import First, policy_keys, scored
 from simulation.policy_states import prices_of
 from simulation.policy_world import Observed, World
 
@@ -44,18 +44,8 @@ CHOSEN = ("breast-cancer 0.5", "digits 0.1", "dna 0.5", "tweets-pca 0.5", "tweet
 
 def live_keys(prices: Prices, policy: Path) -> dict[str, Scalar]:
     """Keys with which a whole run decides as `scored` does, by the policy of this file."""
-    shared = {f"agent.{key.replace('_', '-')}": value for key, value in KEYS["policy"].items()}
-    return {
-        "agent.mode": "policy",
-        "agent.policy": str(policy.resolve()),
-        "agent.price-circuit": prices.circuit,
-        "agent.price-round": prices.round,
-        "agent.price-byte": prices.byte,
-        "agent.fraction": FIRST.fraction,
-        "agent.select": "random",
-        "agent.decision-timeout": 600.0,
-        **shared,
-    }
+    keys = {"policy": str(policy.resolve()), **policy_keys(prices, FIRST, KEYS["policy"])}
+    return {f"agent.{key.replace('_', '-')}": value for key, value in keys.items()}
 
 
 def play_recorded(world: World, makers: Makers, prices: Prices) -> Json:

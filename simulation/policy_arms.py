@@ -108,6 +108,26 @@ class First:
     fraction: float = 0.2
 
 
+def policy_keys(prices: Prices, first: First, agent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keys of the section `agent` with which a scorer decides.
+
+    Args:
+        prices: of the run.
+        first: plan of the first round; its steps are `training.steps` and no key of this section.
+        agent: further keys.
+    """
+    return {
+        "mode": "policy",
+        "price_circuit": prices.circuit,
+        "price_round": prices.round,
+        "price_byte": prices.byte,
+        "fraction": first.fraction,
+        "select": "random",
+        "decision_timeout": 600.0,
+        **(agent or {}),
+    }
+
+
 def scored(
     scorer: Scorer | Callable[[World], Scorer],
     prices: Prices,
@@ -129,18 +149,7 @@ def scored(
 
     def make(world: World) -> Observed:
         who = scorer(world) if callable(scorer) else scorer
-        config = AgentConfig.model_validate(
-            {
-                "mode": "policy",
-                "price_circuit": prices.circuit,
-                "price_round": prices.round,
-                "price_byte": prices.byte,
-                "fraction": begin.fraction,
-                "select": "random",
-                "decision_timeout": 600.0,
-                **(agent or {}),
-            }
-        )
+        config = AgentConfig.model_validate(policy_keys(prices, begin, agent))
         base = world.base(config)
         cost = base.setting.cost
         means = replace(
