@@ -3,8 +3,8 @@
 What a federation costs until its validation accuracy has held 98% of the tuned fixed plan's for two rounds, at three
 price lists: the fixed plan, the five rules, static settings, random, LinUCB, TPE, the trained policy with its
 ablations, and the trees that it was cloned from. A killed run continues: every finished (cell, seed, arm, prices) is a
-line of the file that `--keep` names. What the README shows is in the repository:
-`--print-only --keep experiments/kept/priced.jsonl.gz`.
+line of the file that `--keep` names. The first 20 seeds are played on the first deal, the next on the second. What the
+README shows is in the repository: `--print-only --keep experiments/kept/priced.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def run_missing(
     places: Places,
     makers: Makers,
     teacher: str,
-    splits: int,
+    each: int,
 ) -> None:
-    """Run what the file does not hold yet, a line each."""
+    """Run what the file does not hold yet, a line each; `each`: seeds on a deal."""
     if keep.suffix == ".gz":
         raise FederationError(f"{keep} is only read; unpack it with gunzip and name what comes out in --keep")
     mend(keep)
@@ -138,7 +138,7 @@ def run_missing(
     with keep.open("a") as file:
         for key in wanted:
             cell, seed, arm, prices = key
-            made, split = made_with(makers.learned_from(arm), teacher), split_of(seed, splits)
+            made, split = made_with(makers.learned_from(arm), teacher), split_of(seed, each)
             recording = places.recording(CELLS[cell], split) if teacher == "recorded" else None
             heard = file_digest(recording)[:16] if recording is not None and recording.exists() else None
             if key in have:
@@ -217,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--cells", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
     found.add_argument("--arms", nargs="*", default=[*FREE, *PRICED], help="all by default")
     found.add_argument("--seeds", type=int, default=20)
-    found.add_argument("--splits", type=int, default=20, help="deals, each with its own recording; seeds take turns")
+    found.add_argument("--seeds-per-deal", type=int, default=20, help="then the next deal, with its own recording")
     found.add_argument("--teacher", choices=("recorded", "stand-in", "none"), default="recorded")
     found.add_argument("--print-only", action="store_true")
     return found
@@ -236,7 +236,7 @@ def main() -> None:
         if not asked.print_only:
             places = Places(asked.data.resolve(), asked.work.resolve())
             wanted = list(jobs(asked.cells, asked.seeds, asked.arms))
-            run_missing(wanted, asked.keep, places, makers, asked.teacher, asked.splits)
+            run_missing(wanted, asked.keep, places, makers, asked.teacher, asked.seeds_per_deal)
         rows = [row for row in read_lines(asked.keep) if row["cell"] in asked.cells]
         print(tables(rows))
     except LlmQflError as error:

@@ -77,9 +77,9 @@ class Cell:
 CELLS = {cell.name: cell for cell in (Cell(data, alpha) for data in DATA for alpha in (0.5, 0.1))}
 
 
-def split_of(seed: int, splits: int) -> int:
-    """The seed of the deal, and so of the recording, that a seed is played on; seeds take turns on the splits."""
-    return FIRST_SEED + (seed - FIRST_SEED) % splits
+def split_of(seed: int, each: int) -> int:
+    """The seed of the deal, and so of the recording, that a seed is played on: the first `each` seeds on the first."""
+    return FIRST_SEED + (seed - FIRST_SEED) // each
 
 
 MESSAGE = 1500

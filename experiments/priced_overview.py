@@ -53,7 +53,7 @@ def miss_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
             plays, ruled = plays + 1, ruled + rules
             if not figure.reached:
                 misses, ruled_misses = misses + 1, ruled_misses + rules
-                touched += max(row["accuracies"]) >= one.target
+                touched += max(row["accuracies"]) >= one.target(row["split"])
     if not plays:
         return []
     return [

@@ -1,7 +1,7 @@
-"""What the priced comparison needs once: `python -m experiments.priced_records [--cells ...] [--seeds N]`.
+"""What the priced comparison needs once: `python -m experiments.priced_records [--cells ...] [--deals N]`.
 
 3,000 rows of DNA in `dna.csv`, 3,000 tweets as numbers (mean hidden states, as `data.encoding = language` makes them
-in a run) in `tweets.csv`, for every cell and seed a recording of the sites' language models (L_i, soft labels). What is
+in a run) in `tweets.csv`, for every cell and deal a recording of the sites' language models (L_i, soft labels). What is
 there already is not made again, so a killed run of it continues. It comes from private rows: keep the folder so.
 """
 
@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LLM_QFL_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path("runs/priced-work"))
     parser.add_argument("--cells", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
-    parser.add_argument("--first", type=int, default=FIRST_SEED, help="of the seeds; kept lines need no recording")
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help="of the deals; kept lines need no recording")
+    parser.add_argument("--deals", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--steps", type=int, default=8, help="adapter steps of a language round")
     asked = parser.parse_args()
@@ -109,7 +109,7 @@ def main() -> None:
     if any(CELLS[name].data == "dna" for name in asked.cells):
         write_dna(places)
     language: dict[str, Scalar] = {"language.model": asked.model, "language.steps": asked.steps}
-    for seed in range(asked.first, asked.first + asked.seeds):
+    for seed in range(asked.first, asked.first + asked.deals):
         for name in asked.cells:
             path = places.recording(CELLS[name], seed)
             if path.exists():

@@ -63,13 +63,13 @@ class Comparison:
             raise FederationError("priced: no line of mode qfl in this cell; let the run finish its static arms first")
         return max(there, key=lambda arm: (self._final(arm), -STATIC[arm].steps))
 
-    @property
-    def target(self) -> float:
-        """98% of the tuned fixed plan's mean final validation accuracy."""
-        return HELD * self._final(self.qfl)
+    def target(self, split: int) -> float:
+        """98% of the tuned fixed plan's mean final validation accuracy on a deal: its validation rows are its own."""
+        return HELD * self._final(self.qfl, split)
 
-    def _final(self, arm: str) -> float:
-        return float(np.mean([row["accuracies"][-1] for row in self.by[arm].values()]))
+    def _final(self, arm: str, split: int | None = None) -> float:
+        rows = [row for row in self.by[arm].values() if split in (None, row["split"])]
+        return float(np.mean([row["accuracies"][-1] for row in rows]))
 
     def price(self, row: Row) -> Prices:
         """Prices of a line's federation."""
@@ -80,7 +80,7 @@ class Comparison:
         prices, fixed = self.price(row), self.by[self.qfl][row["seed"]]
         full = sum(_costs(fixed, prices))
         costs = _costs(row, prices)
-        reached = cost_to_target(row["accuracies"], costs, self.target)
+        reached = cost_to_target(row["accuracies"], costs, self.target(row["split"]))
         there = reached.server_round is not None
         test = row["tests"][(reached.server_round or len(costs)) - 1]
         return Figure((reached.cost if there else max(full, sum(costs))) / full, there, test)

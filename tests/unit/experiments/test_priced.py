@@ -73,7 +73,7 @@ def test_a_cell_without_the_fixed_plan_says_what_to_do():
 def test_figures_by_hand():
     one = Comparison(ROWS, "circuits dear", "m2 k2")
     assert one.qfl == "m5 kall"
-    assert one.target == pytest.approx(0.98)
+    assert one.target(42) == pytest.approx(0.98)
     # a round of the plan costs 1: .9 for 100 circuits, .08, .02 for 10 bytes
     full = 4.0
     assert one.figures["m1 k2"][42] == Figure(pytest.approx(4 * (0.9 * 0.04 + 0.1) / full), True, 0.99)
@@ -85,6 +85,19 @@ def test_figures_by_hand():
     policy = one.figures["policy"][42]
     assert policy.test == pytest.approx(0.99)  # in the round in which it had held the target, not in the last
     assert policy.cost == pytest.approx(3 * (0.9 * 0.1 + 0.1) / full)
+
+
+def test_a_deal_has_its_own_target():
+    """Validation rows that nobody gets right above .8 are no miss of anybody's."""
+    hard = [
+        {**row, "seed": 62, "split": 62, "accuracies": [0.8 * value for value in row["accuracies"]]}
+        for row in ROWS
+        if row["seed"] == 42
+    ]
+    one = Comparison([*ROWS, *hard], "circuits dear", "m2 k2")
+    assert (one.qfl, one.target(42)) == ("m5 kall", pytest.approx(0.98))
+    assert one.target(62) == pytest.approx(0.98 * 0.8)
+    assert one.figures["policy"][62].cost == one.figures["policy"][42].cost
 
 
 def test_a_table_of_all_price_lists():
@@ -211,15 +224,15 @@ def test_lines_of_another_policy_are_refused(tmp_path):
     other = (KEY[0], KEY[1] + 1, *KEY[2:])
     keep.write_text(json.dumps({**about, "seed": other[1], "split": 43, "made": made, "recording": None}) + "\n")
     with pytest.raises(FederationError, match="another policy, experience, split"):
-        run_missing([other], keep, places, makers, "none", 1)  # seed 43 on the deal of 42
+        run_missing([other], keep, places, makers, "none", 20)  # seed 43 on the deal of 42
     policy.write_text("two")
     with pytest.raises(FederationError, match="made with another policy"):
-        run_missing([other], keep, places, makers, "none", 20)
+        run_missing([other], keep, places, makers, "none", 1)
 
 
-def test_seeds_take_turns_on_the_deals_and_those_of_one_deal_count_once():
-    assert [split_of(FIRST_SEED + n, 3) - FIRST_SEED for n in range(5)] == [0, 1, 2, 0, 1]
-    assert split_of(FIRST_SEED + 19, 20) == FIRST_SEED + 19
+def test_a_deal_has_so_many_seeds_and_those_of_one_deal_count_once():
+    assert [split_of(FIRST_SEED + n, 3) - FIRST_SEED for n in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert split_of(FIRST_SEED + 19, 1) == FIRST_SEED + 19
     apart = paired(pairs_of(comparisons(ROWS, "m1 k2"), "m1 k2", "mixed"))
     shared = [{**row, "split": FIRST_SEED} for row in ROWS]
     together = paired(pairs_of(comparisons(shared, "m1 k2"), "m1 k2", "mixed"))
