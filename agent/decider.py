@@ -9,55 +9,29 @@ decisions.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
 from agent import shield as guard
 from agent.actions import Action, Clients, Halt
+from agent.asking import Asking
 from agent.budgets import remaining
-from agent.choice import Deadline, Fallback, Probabilities, Scorer, Trust, ask, pick
+from agent.choice import Fallback
 from agent.decisions import Decision, Json, Proposal
 from agent.history import History, RoundRecord, Task, Teachers, record_of
+from agent.means import Means
 from agent.memory import Memory
-from agent.online import Online
 from agent.rewards import DEFAULT as REWARD
 from agent.rewards import step_reward
 from agent.rules import RULES, FiredShare, Regulated, Regulation, regulate_sites, replayed, share_fired
 from agent.selection import Selector
-from agent.state import Setting, State, state_of
+from agent.state import Setting, state_of
 from agent.termination import Stop, Termination
 from llm_qfl.federation.config_agent import AgentConfig, Rule, Selection
 from llm_qfl.federation.errors import FederationError
-from llm_qfl.federation.seeding import SERVER, stream
 from llm_qfl.federation.types import RoundSummary
-
-
-@dataclass(frozen=True)
-class Means:
-    """What a run has at hand.
-
-    Attributes:
-        seed: `server.seed`.
-        first_budget: evaluations of a site that has none yet (`training.steps`).
-        shots: `quantum.shots`.
-        teaches: do sites have soft labels?
-        samples: does any site's backend sample?
-        scorer: the loaded policy, or None.
-        missing: why there is none.
-        ranges: the state's buckets that the policy was trained on, by name.
-    """
-
-    seed: int
-    first_budget: int
-    shots: int
-    teaches: bool = False
-    samples: bool = False
-    scorer: Scorer | None = None
-    missing: str = "no policy was loaded"
-    ranges: Mapping[str, tuple[int, int]] | None = None
 
 
 class Decider:
@@ -79,22 +53,19 @@ class Decider:
         self._regulation = Regulation.of(agent, setting.cost)
         self._stops = Termination.of(agent, setting.classes, setting.rounds)
         self._selector = Selector.of(agent, means.seed)
-        self._deadline = Deadline(agent.decision_timeout)
-        self._trust = Trust(agent.max_entropy, agent.min_probability, agent.regress_rounds, agent.stop_tolerance)
-        self._online = Online(agent.online_rate)
+        self.asking = Asking(agent, means)
         self._budgets: dict[str, int] = {}  # what every site was given last
         self._next: dict[str, int] = {}  # what the rule makes of that
         self._open: dict[Task, int] = {}  # evaluations of tasks that no accepted answer accounts for
         self._regulated: dict[str, Regulated] = {}
         self._fired: list[Mapping[str, Regulated]] = []
-        self._replayed: dict[int, str] = {}
 
     @property
     def memory(self) -> Memory:
         """What the next decision depends on, for a checkpoint."""
         fired = tuple(self._fired)
         budgets, proposed, waiting = dict(self._budgets), dict(self._next), dict(self._open)
-        return Memory(self.history, budgets, proposed, waiting, self.teachers, fired, self._online)
+        return Memory(self.history, budgets, proposed, waiting, self.teachers, fired, self.asking.online)
 
     def remember(self, memory: Memory, lines: Sequence[Json] = ()) -> None:
         """Go on from a checkpoint; the next round decides as if the run had never stopped.
@@ -105,17 +76,8 @@ class Decider:
         """
         self.history, self.teachers, self.past = memory.history, memory.teachers, tuple(lines)
         self._budgets, self._next = dict(memory.budgets), dict(memory.proposed)
-        self._fired, self._online, self._open = list(memory.fired), memory.online, dict(memory.waiting)
+        self._fired, self.asking.online, self._open = list(memory.fired), memory.online, dict(memory.waiting)
         self._regulated = dict(self._fired[-1]) if self._fired else {}
-
-    def replay(self, server_round: int, timed_out: str) -> None:
-        """A round that was decided before the run was interrupted: the clock has no second say in it.
-
-        Args:
-            server_round: the round.
-            timed_out: why the policy's decision came too late then; empty where it did not.
-        """
-        self._replayed[server_round] = timed_out
 
     @property
     def regulated(self) -> Mapping[str, Regulated]:
@@ -192,7 +154,7 @@ class Decider:
         )
         cost = self.setting.prices.of_round(earned) / self.setting.full_cost if self.setting.full_cost else 0.0
         reward = step_reward(after - before, first, cost, REWARD, violated=violated)
-        self._online = self._online.earned(earned.server_round, reward)
+        self.asking.online = self.asking.online.earned(earned.server_round, reward)
         return reward
 
     @property
@@ -275,8 +237,8 @@ class Decider:
         limits = self._limits(len(sites))
         state = state_of(self.history, self.setting, budgets, sites, server_round, waiting=self._waiting)
         masked = guard.mask(limits, budgets, self.history, self._stops)
-        preferences = self._online.preferences
-        chosen, probabilities = self._choose(server_round, state, masked)
+        preferences = self.asking.online.preferences
+        chosen, probabilities = self.asking.choose(server_round, state, masked, self.history)
         if isinstance(chosen, Action):
             decision = self._carry_out(server_round, sites, chosen, limits)
         elif rule.stop is not None and self._steered:
@@ -298,41 +260,6 @@ class Decider:
         """Budgets as they stand; a site that has none yet stands where the others do."""
         usual = int(median(self._budgets.values())) if self._budgets else self.means.first_budget
         return {site: self._budgets.get(site, usual) for site in sites}
-
-    def _choose(self, server_round: int, state: State, masked: guard.Masked) -> tuple[Action | Fallback, Probabilities]:
-        """The policy's action, or why the rule decides; and the probabilities, where it was asked."""
-        before = self._unasked(server_round, state, masked)
-        if isinstance(before, Fallback):
-            return before, {}
-        timed_out = self._replayed.get(server_round)
-        if timed_out:
-            return Fallback("timeout", timed_out), {}
-        deadline = self._deadline if timed_out is None else Deadline(threading.TIMEOUT_MAX)
-        found = ask(before, state.text(), masked.allowed, deadline)
-        if isinstance(found, Fallback):
-            return found, {}
-        found = self._online.tilted(found)
-        if (unsure := self._trust.doubts(found, masked.allowed)) is not None:
-            return unsure, found
-        draw = stream(self.means.seed, SERVER, server_round, "policy") if self.agent.choice == "sample" else None
-        action = pick(found, draw)
-        if isinstance(action, Action):
-            self._online = self._online.chose(server_round, action, found)
-        return action, found
-
-    def _unasked(self, server_round: int, state: State, masked: guard.Masked) -> Fallback | Scorer:
-        """Why the policy is not even asked, or the policy."""
-        if not self.history.rounds:
-            return Fallback("no history", "no round has closed yet")
-        if server_round <= (closed := self.history.rounds[-1].server_round):
-            return Fallback("stale", f"round {server_round} was closed: the last closed round is {closed}")
-        if self.means.scorer is None:
-            return Fallback("missing model", self.means.missing)
-        if masked.empty:
-            return Fallback("masked", f"no option of {', '.join(masked.empty)} is allowed")
-        if outside := state.outside(self.means.ranges or {}):
-            return Fallback("out of range", "; ".join(outside))
-        return self._trust.regressed(self.history) or self.means.scorer
 
     def _carry_out(self, server_round: int, sites: Sequence[str], action: Action, limits: guard.Limits) -> Decision:
         """The policy's action, shielded."""

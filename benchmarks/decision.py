@@ -15,8 +15,9 @@ import numpy as np
 from agent.actions import SIZES
 from agent.budgets import StepCost
 from agent.choice import Scorer
-from agent.decider import Decider, Means
+from agent.decider import Decider
 from agent.history import RoundRecord, SiteRecord
+from agent.means import Means
 from agent.state import Setting
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.settings import default_folder

@@ -9,7 +9,8 @@ from agent import SHIPPED
 from agent.actions import SIZES
 from agent.budgets import StepCost
 from agent.choice import Scorer
-from agent.decider import Decider, Means
+from agent.decider import Decider
+from agent.means import Means
 from agent.prices import Prices
 from agent.shield import everything
 from agent.state import Setting, State, noise_level

@@ -245,7 +245,7 @@ def open_session(
         if decider is not None and resumed.decider is not None:
             decider.remember(resumed.decider, resumed.decisions)
             if resumed.timed_out is not None:
-                decider.replay(resumed.progress.server_round + 1, resumed.timed_out)
+                decider.asking.replay(resumed.progress.server_round + 1, resumed.timed_out)
     return Opened(config, roll, setup, model, baselines, mark, language, decider, resumed)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from agent.decider import Decider, Means
+from agent.decider import Decider
 from agent.decisions import Decision
 from agent.history import RoundRecord
+from agent.means import Means
 from agent.prices import Prices, Reached, cost_to_target
 from agent.rewards import DEFAULT, Rewarded, rewards
 from agent.state import Setting

@@ -7,9 +7,10 @@ import pytest
 
 from agent.actions import SIZES, Budget, Clients, Halt, Lambda, Select, Shots
 from agent.budgets import StepCost
-from agent.decider import Decider, Means
+from agent.decider import Decider
 from agent.decisions import conduct, decision_line
 from agent.history import RoundRecord, SiteRecord, Teachers
+from agent.means import Means
 from agent.memory import Memory
 from agent.prices import Prices
 from agent.shield import allowed_of

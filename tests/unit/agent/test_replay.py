@@ -7,8 +7,9 @@ import pytest
 
 from agent.actions import SIZES
 from agent.budgets import StepCost
-from agent.decider import Decider, Means
+from agent.decider import Decider
 from agent.history import RoundRecord, SiteRecord
+from agent.means import Means
 from agent.prices import Prices
 from agent.state import Setting
 from llm_qfl.federation.config_agent import AgentConfig
@@ -42,7 +43,7 @@ def second_round(scorer, timed_out=None):
     sites = tuple(SiteRecord(site, 10, 0.5, 0.4) for site in first.sites)
     run.close(RoundRecord(1, sites, first.sites, server_loss=0.5))
     if timed_out is not None:
-        run.replay(2, timed_out)
+        run.asking.replay(2, timed_out)
     return run.decide(2, SITES)
 
 

@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 
 from agent.actions import FIELDS, SIZES
 from agent.budgets import StepCost
-from agent.decider import Decider, Means
+from agent.decider import Decider
 from agent.decisions import decision_line
 from agent.history import RoundRecord, SiteRecord
+from agent.means import Means
 from agent.prices import Prices
 from agent.shield import allowed_of
 from agent.state import Setting

@@ -5,8 +5,9 @@ import pytest
 
 from agent.actions import SIZES
 from agent.budgets import StepCost
-from agent.decider import Decider, Means
+from agent.decider import Decider
 from agent.history import RoundRecord, SiteRecord
+from agent.means import Means
 from agent.prices import Prices
 from agent.shield import allowed_of
 from agent.state import Setting
