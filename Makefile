@@ -43,8 +43,10 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/mypy scripts
 
+# A worker a processor, four at most: each may hold a language model.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench:
 	$(INSTALL) server bench aer

@@ -80,7 +80,7 @@ class Comparison:
         prices, fixed = self.price(row), self.by[self.qfl][row["seed"]]
         full = sum(_costs(fixed, prices))
         costs = _costs(row, prices)
-        reached = cost_to_target(row["accuracies"], costs, self.target(row["split"]))
+        reached = cost_to_target(row["accuracies"], costs, self.target(fixed["split"]))
         there = reached.server_round is not None
         test = row["tests"][(reached.server_round or len(costs)) - 1]
         return Figure((reached.cost if there else max(full, sum(costs))) / full, there, test)
