@@ -44,7 +44,7 @@ lint:
 	$(BIN)/mypy scripts
 
 # A worker a processor, four at most: each may hold a language model.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 test: lint
 	$(PYTEST)
 

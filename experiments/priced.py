@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,10 @@ def run_missing(
         raise FederationError(f"{keep} is only read; unpack it with gunzip and name what comes out in --keep")
     mend(keep)
     have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row for row in read_lines(keep)}
-    setting = static_one(makers) if set(wanted) - set(have) else ""
+    missing = [key for key in wanted if key not in have]
+    if teacher == "recorded":
+        check_recordings({(cell, split_of(seed, each)) for cell, seed, _, _ in missing}, places)
+    setting = static_one(makers) if missing else ""
     opened: tuple[str, int] | None = None
     world: World | None = None
     with keep.open("a") as file:
@@ -169,6 +172,21 @@ def run_missing(
             file.write(json.dumps({**about, "unit": list(unit(world)), **found}) + "\n")
             file.flush()
             print(f"{cell}, seed {seed}, {arm}, {prices}: {found['cpu_seconds']} s", flush=True)
+
+
+def check_recordings(deals: Set[tuple[str, int]], places: Places) -> None:
+    """Before hours of plays: is every recording there?
+
+    Raises:
+        FederationError: some are not.
+    """
+    absent = [(cell, split) for cell, split in deals if not places.recording(CELLS[cell], split).exists()]
+    if absent:
+        names = "; ".join(f"{cell}, deal {split}" for cell, split in sorted(absent))
+        raise FederationError(
+            f"{places.work}: no recording of {names}; make them with `python -m experiments.priced_records "
+            f"--deals {max(split for _, split in absent) - FIRST_SEED + 1}` (same --work), or take --teacher none"
+        )
 
 
 def made_with(learned: Sequence[str], teacher: str) -> str:
@@ -231,6 +249,8 @@ def main() -> None:
     asked = line.parse_args()
     if unknown := (set(asked.cells) - set(CELLS)) | (set(asked.arms) - {*FREE, *PRICED}):
         line.error(f"neither cell nor arm: {sorted(unknown)}")
+    if asked.seeds_per_deal < 1:
+        line.error(f"--seeds-per-deal: expected 1 or more, got {asked.seeds_per_deal}")
     makers = Makers(asked.policy, asked.training / "worlds.jsonl", default_folder() / "models")
     try:
         if not asked.print_only:

@@ -26,8 +26,8 @@ def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
     """
     names = [QFL, ONE, *RULE, *LEARNERS, *POLICY, *HINDSIGHT]
     lines = [
-        f"| arm | {' | '.join(PRICES)} | never there | test accuracy where it ends | seeds |",
-        "|---|" + "---|" * (len(PRICES) + 3),
+        f"| arm | {' | '.join(PRICES)} | never there | test accuracy where it ends | seeds | deals |",
+        "|---|" + "---|" * (len(PRICES) + 4),
     ]
     for name in names:
         cells = {key: figures for key, one in found.items() if (figures := _figures(one, name))}
@@ -39,7 +39,8 @@ def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
         mark = " (in hindsight)" if name in HINDSIGHT else ""
         shown = " | ".join("" if cost is None else f"{cost:.3f}" for cost in costs)
         seeds = min(len(figures) for figures in cells.values())
-        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} | {seeds} |")
+        deals = min(len(_deals(one, name)) for key, one in found.items() if key in cells)
+        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} | {seeds} | {deals} |")
     return lines
 
 
@@ -53,7 +54,7 @@ def miss_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
             plays, ruled = plays + 1, ruled + rules
             if not figure.reached:
                 misses, ruled_misses = misses + 1, ruled_misses + rules
-                touched += max(row["accuracies"]) >= one.target(row["split"])
+                touched += max(row["accuracies"]) >= one.target(seed)
     if not plays:
         return []
     return [
@@ -64,8 +65,16 @@ def miss_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
 
 
 def _figures(one: Comparison, name: str) -> list[Figure]:
+    return list(_by_seed(one, name).values())
+
+
+def _deals(one: Comparison, name: str) -> set[int]:
+    return {one.by[one.qfl][seed]["split"] for seed in _by_seed(one, name)}
+
+
+def _by_seed(one: Comparison, name: str) -> Mapping[int, Figure]:
     arm = best_rule(one) if name == BEST else name
-    return list(one.figures.get(arm, {}).values()) if arm is not None else []
+    return one.figures.get(arm, {}) if arm is not None else {}
 
 
 def _mean(cells: list[list[Figure]]) -> float | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.prices import Prices, cost_to_target
 from experiments.priced_arms import FIXED, PRICED, RULE, STATIC
 from experiments.priced_cells import PRICES, ROUNDS
 from llm_qfl.federation.config_agent import AgentConfig
 from llm_qfl.federation.errors import FederationError
+from simulation.policy_judging import interval
 from simulation.policy_states import prices_of
 
 HELD = 0.98
@@ -61,15 +63,16 @@ class Comparison:
         there = [arm for arm in FIXED if arm in self.by]
         if not there:
             raise FederationError("priced: no line of mode qfl in this cell; let the run finish its static arms first")
-        return max(there, key=lambda arm: (self._final(arm), -STATIC[arm].steps))
+        seeds = common([self.by[arm] for arm in there])
+        return max(there, key=lambda arm: (self._final(arm, seeds), -STATIC[arm].steps))
 
-    def target(self, split: int) -> float:
-        """98% of the tuned fixed plan's mean final validation accuracy on a deal: its validation rows are its own."""
-        return HELD * self._final(self.qfl, split)
+    def target(self, seed: int) -> float:
+        """98% of the tuned fixed plan's mean final validation accuracy on the seed's deal, whose rows are its own."""
+        fixed = self.by[self.qfl]
+        return HELD * self._final(self.qfl, {one for one in fixed if fixed[one]["split"] == fixed[seed]["split"]})
 
-    def _final(self, arm: str, split: int | None = None) -> float:
-        rows = [row for row in self.by[arm].values() if split in (None, row["split"])]
-        return float(np.mean([row["accuracies"][-1] for row in rows]))
+    def _final(self, arm: str, seeds: Set[int]) -> float:
+        return float(np.mean([row["accuracies"][-1] for seed, row in self.by[arm].items() if seed in seeds]))
 
     def price(self, row: Row) -> Prices:
         """Prices of a line's federation."""
@@ -80,7 +83,7 @@ class Comparison:
         prices, fixed = self.price(row), self.by[self.qfl][row["seed"]]
         full = sum(_costs(fixed, prices))
         costs = _costs(row, prices)
-        reached = cost_to_target(row["accuracies"], costs, self.target(fixed["split"]))
+        reached = cost_to_target(row["accuracies"], costs, self.target(row["seed"]))
         there = reached.server_round is not None
         test = row["tests"][(reached.server_round or len(costs)) - 1]
         return Figure((reached.cost if there else max(full, sum(costs))) / full, there, test)
@@ -94,8 +97,7 @@ class Comparison:
             for arm, rows in self.by.items()
         }
         statics = {arm: figures for arm, figures in found.items() if arm in STATIC}
-        best = min(statics, key=lambda arm: mean_log([one.cost for one in statics[arm].values()]))
-        found |= {QFL: found[self.qfl], EACH: found[best]}
+        found |= {QFL: found[self.qfl], EACH: found[cheapest(statics)]}
         if self.static_one in found:
             found[ONE] = found[self.static_one]
         return found
@@ -111,6 +113,24 @@ class Comparison:
         return " (inert)" if arm in RULE and rows and not any(row.get("grew") for row in rows) else ""
 
 
+def common(arms: Sequence[Mapping[int, Any]]) -> set[int]:
+    """Seeds that all arms have: those that arms are chosen by; without any the one that has most would win by luck.
+
+    Raises:
+        FederationError: there are none.
+    """
+    seeds = set.intersection(*(set(arm) for arm in arms))
+    if not seeds:
+        raise FederationError("priced: arms of this cell have no seed in common; let the run finish one")
+    return seeds
+
+
+def cheapest(arms: Mapping[str, Mapping[int, Figure]]) -> str:
+    """The arm with the least mean cost over the seeds that all have, in hindsight."""
+    seeds = common(list(arms.values()))
+    return min(arms, key=lambda arm: mean_log([arms[arm][seed].cost for seed in seeds]))
+
+
 def mean_log(values: Sequence[float]) -> float:
     """Mean logarithm; nothing costs nothing."""
     return float(np.mean([math.log(max(value, 1e-9)) for value in values]))
@@ -122,8 +142,9 @@ class Paired:
 
     Attributes:
         ratio: geometric mean.
-        low, high: 95% interval (Student's t on the logarithms, over the cells where there are three or more).
-        p: Wilcoxon's signed-rank test over the federations, two-sided.
+        low, high: 95% interval (Student's t on the logarithms); deals of a cell are averaged before, where there are
+            three cells or more.
+        p: Wilcoxon's signed-rank test over the same values, two-sided.
         accuracy: mean difference of test accuracy.
         accuracy_low, accuracy_high: its 95% interval, as above.
         pairs: how many federations.
@@ -153,23 +174,18 @@ def paired(pairs: Pairs) -> Paired:
 
     logs = {key: float(np.mean([math.log(a.cost / b.cost) for a, b in both])) for key, both in pairs.items()}
     tests = {key: float(np.mean([a.test - b.test for a, b in both])) for key, both in pairs.items()}
-    values = np.array(list(logs.values()))
-    middle, low, high = _interval(logs)
-    p = float(wilcoxon(values).pvalue) if len(values) > 1 and np.any(values != 0) else 1.0
-    return Paired(math.exp(middle), math.exp(low), math.exp(high), p, *_interval(tests), len(values))
+    units = _units(logs)
+    middle, low, high = interval(units)
+    p = float(wilcoxon(units).pvalue) if len(units) > 1 and np.any(units != 0) else 1.0
+    return Paired(math.exp(middle), math.exp(low), math.exp(high), p, *interval(_units(tests)), len(logs))
 
 
-def _interval(values: Mapping[Federation, float]) -> tuple[float, float, float]:
-    """Mean and 95% interval: over the means of the cells, or over the federations where cells are fewer than three."""
-    from scipy.stats import t
-
+def _units(values: Mapping[Federation, float]) -> NDArray[np.float64]:
+    """What is independent: the means of the cells, or the federations where cells are fewer than three."""
     cells: dict[str, list[float]] = {}
     for (cell, _), value in values.items():
         cells.setdefault(cell, []).append(value)
-    units = np.array([np.mean(one) for one in cells.values()] if len(cells) >= 3 else list(values.values()))
-    middle, count = float(units.mean()), len(units)
-    half = float(t.ppf(0.975, count - 1) * units.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
-    return middle, middle - half, middle + half
+    return np.array([np.mean(one) for one in cells.values()] if len(cells) >= 3 else list(values.values()))
 
 
 def comparisons(rows: Sequence[Row], static_one: str) -> dict[tuple[str, str], Comparison]:
@@ -267,7 +283,7 @@ def verdict_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
     pairs = pairs_of(found, "policy, shuffled state", "all")
     if len(pairs) < 2:
         return []
-    logs = [float(np.mean([math.log(b.cost / a.cost) for a, b in both])) for both in pairs.values()]
+    logs = _units({key: float(np.mean([math.log(b.cost / a.cost) for a, b in both])) for key, both in pairs.items()})
     p = float(ttest_1samp(logs, 0.0).pvalue)
     worse = float(np.mean(logs)) > 0
     word = "depends on its state" if worse and p < 0.05 else "**static**: states of other federations do as well"
@@ -277,8 +293,8 @@ def verdict_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
 
 def best_rule(one: Comparison) -> str | None:
     """The rule with the least mean cost here, in hindsight."""
-    there = [arm for arm in RULE if one.figures.get(arm)]
-    return min(there, key=lambda arm: mean_log([f.cost for f in one.figures[arm].values()]), default=None)
+    there = {arm: one.figures[arm] for arm in RULE if one.figures.get(arm)}
+    return cheapest(there) if there else None
 
 
 def information_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import ttest_1samp
+from numpy.typing import ArrayLike
+from scipy.stats import t, ttest_1samp
 
 from agent.actions import FIELDS
 from agent.choice import Scorer, mutual_information
@@ -39,6 +40,7 @@ class Judged:
         milliseconds: median of a decision.
         shuffled: what it costs more where the policy is shown states that it met elsewhere: log of the ratio for each
             federation.
+        beside: log of the policy's cost over `static-one`'s, for each federation.
     """
 
     federations: int
@@ -49,6 +51,7 @@ class Judged:
     information: Mapping[str, float]
     milliseconds: float | None
     shuffled: tuple[float, ...] = ()
+    beside: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ def dependence(found: Iterable[Judged]) -> Dependence:
     means = table.mean(axis=0)
     p = float(ttest_1samp(means, 0.0, alternative="greater").pvalue) if len(means) > 1 else math.nan
     return Dependence(math.exp(float(means.mean())), p)
+
+
+def interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean and its 95% interval by Student's t; NaN where there is but one value."""
+    units = np.asarray(values, dtype=np.float64)
+    middle, count = float(units.mean()), len(units)
+    half = float(t.ppf(0.975, count - 1) * units.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    return middle, middle - half, middle + half
 
 
 def best_setting(lines: Sequence[Json], seed: int = 0, draws: int = 8) -> str:
@@ -160,6 +171,7 @@ def judge(
             },
             told.milliseconds,
             tuple(run.shuffled for run in runs),
+            tuple(run.ratio - run.static_one for run in runs),
         )
         say(f"{name}: policy {found[name].policy:.2f}, static-one ({one}) {found[name].static_one:.2f} of the best")
     return found

@@ -225,9 +225,9 @@ class Training:
         gradient, clone = self.folder / "gradient.npz", self.folder / "clone.npz"
         if not clone.exists():
             raise LanguageError(f"{self.folder}: no pass of the cloning is done; go on with the training")
-        trainer.load(gradient if gradient.exists() else clone)
+        groups = len(read_lines(self.folder / "groups.jsonl")) if self.recipe.groups else 0
+        trainer.load(gradient if groups else clone)
         told = json.loads((self.folder / "clone.json").read_text())
-        groups = sum(1 for _ in read_lines(self.folder / "groups.jsonl"))
         states = [read_state(one.text) for one in self.lessons() if not held_back(one.number)]
         kind = f"clone, then {groups} groups of policy gradient" if groups else "clone only: no policy gradient yet"
         notes = {

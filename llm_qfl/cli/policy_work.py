@@ -85,7 +85,7 @@ def evaluate_policy(path: Path | None, folder: Path, federations: int, *, minute
     """Judge a policy; one line a price list."""
     os.environ.setdefault("LLM_QFL_THREADS", "1")
     from simulation.lines import read_lines
-    from simulation.policy_judging import dependence, judge
+    from simulation.policy_judging import dependence, interval, judge
 
     end = time.monotonic() + 60 * minutes
     file, policy = open_policy(path)
@@ -101,9 +101,11 @@ def evaluate_policy(path: Path | None, folder: Path, federations: int, *, minute
     )
     for name, one in found.items():
         telling = ", ".join(f"{field} {value:.3f}" for field, value in one.information.items() if value > 1e-6)
+        ratio, low, high = np.exp(interval(one.beside))
         say(
             f"{name}: {one.federations} federations, cost {one.policy:.2f} of the best setting's (static-one "
-            f"{one.static_one:.2f}), target reached {one.reached:.0%}, fallback {one.fallback_rate:.0%}, "
+            f"{one.static_one:.2f}: policy / static-one {ratio:.2f}, 95% {low:.2f} to {high:.2f}), "
+            f"target reached {one.reached:.0%}, fallback {one.fallback_rate:.0%}, "
             f"I(state; option) {telling or 'none'} nats, {one.milliseconds or 0:.0f} ms a decision"
         )
     shown = dependence(found.values())

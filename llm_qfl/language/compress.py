@@ -175,10 +175,12 @@ def export_compressed(
     part = parent / f".compressed-{os.getpid()}"
     write_folder(part, write, size=size, what="the compressed model")
     target = parent / digest
-    if target.exists():  # the same bytes: a former run's, perhaps in use
-        shutil.rmtree(part)
-    else:
+    try:
         part.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        shutil.rmtree(part)  # the same bytes: another run's, perhaps in use
     return ExportedModel(target, digest, size, sum(tensor.numel() for tensor in weights.values()))
 
 

@@ -40,7 +40,10 @@ def check_run():
     return check
 
 
+OURS = ("FLWR_", "RAY_", "LLM_QFL_", "PYTHON", "PYTEST_", "OMP_NUM_THREADS")
+
+
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
     """What a shell of the user's holds: nothing of Flower's, no other project's modules."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_", "LLM_QFL_", "PYTHON"))}
+    return {k: v for k, v in os.environ.items() if not k.startswith(OURS)}

@@ -87,6 +87,10 @@ def test_training_goes_on_in_slices_and_writes_an_honest_file(tmp_path, monkeypa
     assert read_policy(output, SIZES).notes["kind"] == "clone, then 2 groups of policy gradient"
     assert len((folder / "groups.jsonl").read_text().splitlines()) == 2
     assert read_policy(output, SIZES).notes["federations"] == "12"
+    improved = json.loads(output.read_text())["digest"]
+    assert work.train_policy(folder, recipe, output, minutes=5, say=told.append)  # the clone again
+    assert read_policy(output, SIZES).notes["kind"] == "clone only: no policy gradient yet"
+    assert json.loads(output.read_text())["digest"] == file.digest() != improved
     longer = Recipe(model="tiny-3", federations=12, epochs=3, layers=2, rank=2, groups=2)
     with pytest.raises(LanguageError, match="its policy gradient began at another clone"):
         work.train_policy(folder, longer, output, minutes=5, say=told.append)
