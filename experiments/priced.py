@@ -182,10 +182,11 @@ def check_recordings(deals: Set[tuple[str, int]], places: Places) -> None:
     """
     absent = [(cell, split) for cell, split in deals if not places.recording(CELLS[cell], split).exists()]
     if absent:
+        first, last = min(split for _, split in absent), max(split for _, split in absent)
         names = "; ".join(f"{cell}, deal {split}" for cell, split in sorted(absent))
         raise FederationError(
             f"{places.work}: no recording of {names}; make them with `python -m experiments.priced_records "
-            f"--deals {max(split for _, split in absent) - FIRST_SEED + 1}` (same --work), or take --teacher none"
+            f"--first {first} --deals {last - first + 1} --work {places.work}`, or take --teacher none"
         )
 
 

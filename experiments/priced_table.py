@@ -72,7 +72,14 @@ class Comparison:
         return HELD * self._final(self.qfl, {one for one in fixed if fixed[one]["split"] == fixed[seed]["split"]})
 
     def _final(self, arm: str, seeds: Set[int]) -> float:
-        return float(np.mean([row["accuracies"][-1] for seed, row in self.by[arm].items() if seed in seeds]))
+        rows = [row for seed, row in self.by[arm].items() if seed in seeds]
+        return by_deal([row["accuracies"][-1] for row in rows], [row["split"] for row in rows])
+
+    def cheapest(self, arms: Mapping[str, Mapping[int, Figure]]) -> str:
+        """The arm with the least mean log cost in hindsight, over the seeds that all have; deals weigh alike."""
+        seeds = sorted(common(list(arms.values())))
+        deals = [self.by[self.qfl][seed]["split"] for seed in seeds]
+        return min(arms, key=lambda arm: by_deal([log(arms[arm][seed].cost) for seed in seeds], deals))
 
     def price(self, row: Row) -> Prices:
         """Prices of a line's federation."""
@@ -97,7 +104,7 @@ class Comparison:
             for arm, rows in self.by.items()
         }
         statics = {arm: figures for arm, figures in found.items() if arm in STATIC}
-        found |= {QFL: found[self.qfl], EACH: found[cheapest(statics)]}
+        found |= {QFL: found[self.qfl], EACH: found[self.cheapest(statics)]}
         if self.static_one in found:
             found[ONE] = found[self.static_one]
         return found
@@ -125,15 +132,20 @@ def common(arms: Sequence[Mapping[int, Any]]) -> set[int]:
     return seeds
 
 
-def cheapest(arms: Mapping[str, Mapping[int, Figure]]) -> str:
-    """The arm with the least mean cost over the seeds that all have, in hindsight."""
-    seeds = common(list(arms.values()))
-    return min(arms, key=lambda arm: mean_log([arms[arm][seed].cost for seed in seeds]))
+def by_deal(values: Sequence[float], deals: Sequence[int]) -> float:
+    """Mean over the deals' own means, as in the ratios: a deal with more seeds weighs no more."""
+    means = [np.mean([value for value, of in zip(values, deals, strict=True) if of == deal]) for deal in set(deals)]
+    return float(np.mean(means))
+
+
+def log(cost: float) -> float:
+    """Logarithm; nothing costs nothing."""
+    return math.log(max(cost, 1e-9))
 
 
 def mean_log(values: Sequence[float]) -> float:
-    """Mean logarithm; nothing costs nothing."""
-    return float(np.mean([math.log(max(value, 1e-9)) for value in values]))
+    """Mean logarithm."""
+    return float(np.mean([log(value) for value in values]))
 
 
 @dataclass(frozen=True)
@@ -294,7 +306,7 @@ def verdict_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
 def best_rule(one: Comparison) -> str | None:
     """The rule with the least mean cost here, in hindsight."""
     there = {arm: one.figures[arm] for arm in RULE if one.figures.get(arm)}
-    return cheapest(there) if there else None
+    return one.cheapest(there) if there else None
 
 
 def information_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:

@@ -104,6 +104,21 @@ def test_a_deal_has_its_own_target():
     assert one.figures["policy"][62].cost == one.figures["policy"][42].cost
 
 
+def test_arms_are_chosen_as_ratios_weigh_them_a_deal_once():
+    """Three seeds of a deal where a is a little cheaper, one of another where b is so by far."""
+    seeds = (42, 43, 44, 62)
+    rows = [line("m5 kall", seed, [1.0] * 4, [1] * 4, split=max(seed, 44)) for seed in seeds]
+    one = Comparison([{**row} for row in rows], "mixed", "")
+    a = dict(zip((42, 43, 44, 62), (0.4, 0.4, 0.4, 0.9), strict=True))
+    b = dict(zip((42, 43, 44, 62), (0.5, 0.5, 0.5, 0.3), strict=True))
+    arms = {
+        name: {seed: Figure(cost, True, 1.0) for seed, cost in costs.items()} for name, costs in (("a", a), ("b", b))
+    }
+    assert one.cheapest(arms) == "b"
+    fewer = {name: {seed: figure for seed, figure in found.items() if seed != 62} for name, found in arms.items()}
+    assert one.cheapest(fewer) == "a"
+
+
 def test_a_table_of_all_price_lists():
     text = "\n".join(table_lines(ROWS, "m1 k2"))
     assert text.count("####") == len(PRICES)
@@ -259,7 +274,7 @@ def test_recordings_that_are_missing_are_told_before_anything_is_played(tmp_path
     places = Places(tmp_path, tmp_path)
     places.recording(CELLS["digits 0.1"], 42).parent.mkdir()
     places.recording(CELLS["digits 0.1"], 42).write_bytes(b"")
-    with pytest.raises(FederationError, match=r"no recording of digits 0.1, deal 43; .*--deals 2"):
+    with pytest.raises(FederationError, match=r"no recording of digits 0.1, deal 43; .*--first 43 --deals 1"):
         run_missing(wanted, keep, places, makers, "recorded", 1)
     assert not keep.exists()
 
