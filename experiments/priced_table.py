@@ -121,7 +121,7 @@ class Comparison:
 
 
 def common(arms: Sequence[Mapping[int, Any]]) -> set[int]:
-    """Seeds that all arms have: those that arms are chosen by; without any the one that has most would win by luck.
+    """Seeds that all arms have, by which arms are chosen: over others one would win that lacks a hard deal.
 
     Raises:
         FederationError: there are none.
