@@ -92,13 +92,15 @@ audit:
 	@$(BIN)/uvx -q pip-audit -r docker/locks/executor.txt --require-hashes --disable-pip
 
 MINUTES ?= 1e9
-policy:
+POLICY ?= policy.json
+policy: # as agent/policy.json was made
 	$(INSTALL) server language
-	@$(BIN)/python -m llm_qfl.cli.main policy train --folder runs/policy-training --minutes $(MINUTES) --output agent/policy.json
-priced:
+	@$(BIN)/llm-qfl policy train --folder policy-training --federations 110 --epochs 4 --minutes $(MINUTES) --output $(POLICY)
+priced: # with the experience of `make policy` and the shipped policy
 	$(INSTALL) server language
-	@$(BIN)/python -m experiments.priced_records
-	@$(BIN)/python -m experiments.priced --training runs/policy-training
+	@test -s policy-training/worlds.jsonl || { echo "make priced: no policy-training/worlds.jsonl; run make policy first" >&2; exit 2; }
+	@$(BIN)/python -m experiments.priced_records --deals 2
+	@$(BIN)/python -m experiments.priced --seeds 24
 
 clean:
 	rm -rf .flwr build dist .make .mypy_cache .ruff_cache .pytest_cache .hypothesis

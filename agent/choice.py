@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -197,15 +197,22 @@ def pick(probabilities: Probabilities, generator: np.random.Generator | None) ->
         return Fallback("schema", str(error).splitlines()[0])
 
 
-def mutual_information(policies: Sequence[Array]) -> float:
-    """I(state; option) of one field over visited states, nats: H(mean of pi) - mean of H(pi).
+def mutual_information(policies: Sequence[Array], given: Sequence[Hashable]) -> float:
+    """I(state; option | given) of one field over visited states, nats: H(mean of pi) - mean of H(pi) among equals.
 
-    0 where every state gives the same distribution: such a policy does not depend on its state.
+    0 where all states that are given the same have the same distribution: such a policy does not depend on its state.
+    A mask is not its doing: without it as the condition any policy would know how many sites are there.
 
     Args:
         policies: pi(.|s) of every visited state, (options,) each.
+        given: of every state what it is compared within: its mask, or what that hangs on.
     """
-    if not policies:
-        return 0.0
-    table = np.stack(policies)
+    groups: dict[Hashable, list[Array]] = {}
+    for policy, key in zip(policies, given, strict=True):
+        groups.setdefault(key, []).append(policy)
+    parts = [len(group) * _information(np.stack(group)) for group in groups.values()]
+    return sum(parts) / len(policies) if policies else 0.0
+
+
+def _information(table: Array) -> float:
     return max(0.0, entropy_of(table.mean(axis=0)) - float(np.mean([entropy_of(row) for row in table])))

@@ -11,6 +11,7 @@ import numpy as np
 from agent.actions import FIELDS, Action
 from agent.choice import Fallback, mutual_information
 from agent.rules import Regulated
+from agent.shield import allowed_of
 from agent.state import State
 from agent.termination import Stop
 from llm_qfl.federation.config_agent import Mode, Selection
@@ -155,7 +156,7 @@ class Conduct:
         with_history: those before which a round had closed.
         fallbacks: those of them that the rule took over.
         reasons: reason -> how often.
-        information: field -> I(state; option), nats, over the states that the policy was asked in.
+        information: field -> I(state; option | mask), nats, over the states that the policy was asked in.
         milliseconds: median of the policy's own decisions, or None.
     """
 
@@ -200,7 +201,7 @@ def conduct(
     lines = [*past, *(decision_line(one) for one in decisions)]
     fallbacks = [line["fallback"] for line in lines if line["fallback"] is not None]
     fallen = [one for one in fallbacks if one["counts"]]
-    asked = [line["probabilities"] for line in lines if line["probabilities"]]
+    asked = [line for line in lines if line["probabilities"]]
     own = [float(line["milliseconds"]) for line in lines if line["by"] == "policy"]
     reasons: dict[str, int] = {}
     for one in fallen:
@@ -215,12 +216,12 @@ def conduct(
         with_history=with_history,
         fallbacks=len(fallen),
         reasons=dict(sorted(reasons.items())),
-        information={name: mutual_information([_values(one[name]) for one in asked]) for name in FIELDS}
-        if asked
-        else {},
+        information={name: _information(asked, name) for name in FIELDS} if asked else {},
         milliseconds=float(np.median(own)) if own else None,
     )
 
 
-def _values(by_option: Mapping[str, float]) -> Array:
-    return np.array(list(by_option.values()), np.float64)
+def _information(asked: Sequence[Mapping[str, Any]], name: str) -> float:
+    """I(state; option | mask) of a field."""
+    policies = [np.array(list(line["probabilities"][name].values()), np.float64) for line in asked]
+    return mutual_information(policies, [allowed_of(line["masked"])[name] for line in asked])

@@ -23,7 +23,8 @@ class RewardWeights:
 
     Attributes:
         cost: w, of a round's cost as a share of the reference run's whole cost.
-        violation: v, of a choice that the shield had to edit.
+        violation: v, of a choice that the shield had to edit; ours: with 1 an edit would weigh as much as all of V_0.
+            A run also charges edits of what the rule planned, `Played.rewarded` those of the policy alone.
     """
 
     cost: float = 1.0

@@ -186,5 +186,5 @@ def allowed_of(reasons: Iterable[str]) -> dict[str, tuple[bool, ...]]:
 
 
 def everything() -> dict[str, tuple[bool, ...]]:
-    """A mask that allows every option (an ablation: no shield)."""
+    """A mask that allows every option."""
     return {name: (True,) * size for name, size in SIZES.items()}

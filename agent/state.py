@@ -70,7 +70,8 @@ class Setting:
         prices: of the run.
         round_circuits, round_bytes: what a round of the fixed plan (mode `qfl`) costs, all sites together.
         noise: 1 exact, 2 shots, 3 a noisy device, 4 a QPU; 0 not known.
-        queue_seconds: usual wait for a QPU, or None where there is none.
+        queue_seconds: usual wait for a QPU, or None where there is none. No run fills it: a server does not know it
+            beforehand, so the bucket says "none" on a QPU as well.
         lag: 1 where validation is of the vector that a round *sent* (federated), 0 where of its result.
     """
 

@@ -24,8 +24,9 @@ os.environ.setdefault("LLM_QFL_THREADS", "1")
 
 from experiments.priced_arms import FREE, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, ROUNDS, Cell, split_of, unit
+from experiments.priced_figures import comparisons
 from experiments.priced_overview import miss_lines, overview_lines
-from experiments.priced_table import comparisons, table_lines
+from experiments.priced_table import table_lines
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.federation.fingerprint import digest_of
 from llm_qfl.language.files import file_digest
@@ -128,8 +129,6 @@ def run_missing(
     each: int,
 ) -> None:
     """Run what the file does not hold yet, a line each; `each`: seeds on a deal."""
-    if keep.suffix == ".gz":
-        raise FederationError(f"{keep} is only read; unpack it with gunzip and name what comes out in --keep")
     mend(keep)
     have = {(row["cell"], row["seed"], row["arm"], row["prices"]): row for row in read_lines(keep)}
     missing = [key for key in wanted if key not in have]

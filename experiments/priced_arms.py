@@ -58,7 +58,8 @@ RANGED = ("policy", "policy, shuffled state", "policy, online bandit")
 """Arms that ask the policy only in states of the kind that it was trained on."""
 # A run that ends at a plateau can only miss the target that costs are counted to.
 TO_THE_END: Mapping[str, Any] = {"stop_plateau": 0.0}
-# What the shield forbids, allowed; what the policy is not trusted with, trusted.
+# Caps, smallest round, fairness and stops lifted, and no fallback. What stays masked is not there: five of four sites,
+# soft labels of no teacher.
 NO_SHIELD: Mapping[str, Any] = {
     **TRUSTED,
     "stop_after": 1,

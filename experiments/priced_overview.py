@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.priced_arms import LEARNERS, POLICY, RULE
 from experiments.priced_cells import PRICES
-from experiments.priced_table import EACH, MOST_FALLBACKS, ONE, QFL, Comparison, Figure, best_rule, mean_log
+from experiments.priced_figures import BEST, EACH, MOST_FALLBACKS, ONE, QFL, Comparison, Figure, best_rule, mean_log
+from experiments.priced_ratios import paired, pairs_of, ratio
 
-BEST = "best rule"
 HINDSIGHT = (EACH, BEST)
 """Marks that no one can choose beforehand: of every cell and price list the best one of it."""
 
@@ -19,16 +19,14 @@ HINDSIGHT = (EACH, BEST)
 def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
     """Markdown: geometric mean of the cost by price list, share that never got there, test accuracy, seeds.
 
-    Cells count alike. Arms with other seeds than the policy's are compared with it on those that both have, below.
+    Cells count alike. The last column is of the seeds that the arm and the policy both have, as in the ratios below.
 
     Args:
         found: (cell, prices) -> comparison.
     """
     names = [QFL, ONE, *RULE, *LEARNERS, *POLICY, *HINDSIGHT]
-    lines = [
-        f"| arm | {' | '.join(PRICES)} | never there | test accuracy where it ends | seeds | deals |",
-        "|---|" + "---|" * (len(PRICES) + 4),
-    ]
+    heads = ["arm", *PRICES, "never there", "test accuracy where it ends", "seeds", "deals", "policy / arm, 95%"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names:
         cells = {key: figures for key, one in found.items() if (figures := _figures(one, name))}
         if not cells:
@@ -40,7 +38,9 @@ def overview_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
         shown = " | ".join("" if cost is None else f"{cost:.3f}" for cost in costs)
         seeds = min(len(figures) for figures in cells.values())
         deals = min(len(_deals(one, name)) for key, one in found.items() if key in cells)
-        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} | {seeds} | {deals} |")
+        pairs = {} if name == "policy" else pairs_of(found, name, "all")
+        beside = ratio(paired(pairs)) if pairs else ""
+        lines.append(f"| {name}{mark} | {shown} | {never:.0%} | {test:.3f} | {seeds} | {deals} | {beside} |")
     return lines
 
 

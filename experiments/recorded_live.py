@@ -25,8 +25,8 @@ from agent.prices import Prices
 from experiments.priced import Json, Places, made_with, open_cell, setting_of
 from experiments.priced_arms import KEYS, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, unit
+from experiments.priced_figures import Comparison
 from experiments.priced_records import recorded_case
-from experiments.priced_table import Comparison
 from llm_qfl.federation.config import RunConfig, Scalar
 from llm_qfl.federation.errors import FederationError, LlmQflError
 from llm_qfl.language.files import file_digest

@@ -38,7 +38,12 @@ def mend(path: Path) -> None:
     """Cut off what comes after the last whole line, so that the next one stands on its own; for the one who writes.
 
     The file's folder is there afterwards, the file only if it was.
+
+    Raises:
+        FederationError: a packed file, which is only read.
     """
+    if path.suffix == ".gz":
+        raise FederationError(f"{path} is only read; unpack it with gunzip and name what comes out")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         with path.open("r+b") as file:

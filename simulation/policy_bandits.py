@@ -75,7 +75,9 @@ class LinUCB:
 
 
 class TPE:
-    """Optuna's TPE, a round being a trial: no state, the default first, the round's reward as its value.
+    """Optuna's TPE, a round being a trial: no state, `DEFAULT` first, the round's reward as its value.
+
+    Where an option is masked the nearest allowed one is taken, and the study is told the reward of what it asked for.
 
     Args:
         seed: of the sampler.

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t, ttest_1samp
 
-from agent.actions import FIELDS
-from agent.choice import Scorer, mutual_information
+from agent.choice import Scorer
 from agent.decisions import Decision, conduct
 from agent.prices import Prices
 from llm_qfl.federation.errors import FederationError
@@ -36,7 +35,7 @@ class Judged:
         static_one: of the one setting that was best over the federations that the policy learned from.
         reached: share of the policy's runs that reached the target.
         fallback_rate: share of its decisions that the rule took over.
-        information: field -> I(state; option), nats.
+        information: field -> I(state; option | mask), nats.
         milliseconds: median of a decision.
         shuffled: what it costs more where the policy is shown states that it met elsewhere: log of the ratio for each
             federation.
@@ -165,10 +164,7 @@ def judge(
             math.exp(float(np.mean([run.static_one for run in runs]))),
             float(np.mean([run.reached for run in runs])),
             told.fallback_rate,
-            {
-                field: mutual_information([one.probabilities[field] for one in decisions if one.probabilities])
-                for field in FIELDS
-            },
+            told.information,
             told.milliseconds,
             tuple(run.shuffled for run in runs),
             tuple(run.ratio - run.static_one for run in runs),

@@ -105,8 +105,10 @@ class Training:
         """Train until all is done or the time is over.
 
         Raises:
-            LanguageError: the base model cannot be had, or the adapter does not fit it; nothing was played or written.
+            LanguageError: the base model cannot be had, the adapter does not fit it, or the folder is further than what
+                is asked for; nothing was played or written.
         """
+        self._not_further()
         trainer = self._trainer(self.recipe.learning_rate)  # before half an hour of experience
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
@@ -129,6 +131,23 @@ class Training:
         if self.recipe.groups and not self._improve(over):
             return Progress("policy gradient", done=False)
         return Progress("trained", done=True)
+
+    def _not_further(self) -> None:
+        """What went further than the recipe would be written as the recipe's, or be cloned anew over what is there."""
+        note, recipe = self.folder / "clone.json", self.recipe
+        told: Json = json.loads(note.read_text()) if note.exists() else {"losses": [], "federations": 0}
+        there, groups = len(self.lines()), len(read_lines(self.folder / "groups.jsonl"))
+        fewer = {"federations (that could be dealt)": (there, told["federations"])}
+        if there == told["federations"]:  # with more of them it is cloned anew
+            fewer["epochs"] = recipe.epochs, len(told["losses"])
+        if recipe.groups:  # none: the clone, which is kept
+            fewer["groups"] = recipe.groups, groups
+        for name, (asked, done) in fewer.items():
+            if asked < done:
+                raise LanguageError(
+                    f"{self.folder}: expected --{name} {done} or more, which are done there, got {asked}; take another "
+                    "folder"
+                )
 
     def lines(self) -> list[Json]:
         """Experience of the federations that were not refused."""

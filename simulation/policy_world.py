@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from agent.decider import Decider
 from agent.decisions import Decision
-from agent.history import RoundRecord
+from agent.history import RoundRecord, record_of
 from agent.means import Means
 from agent.prices import Prices, Reached, cost_to_target
 from agent.rewards import DEFAULT, Rewarded, rewards
@@ -173,12 +173,17 @@ class Observed(Decider):
         self.decisions.append(decision)
         return decision
 
+    def close_round(self, summary: RoundSummary) -> float | None:
+        """See Decider; L_i and L_s are the teacher's, clipped as what sites report is."""
+        if not self._shows:
+            return super().close_round(summary)
+        number = summary.server_round
+        told = {report.site: self._teacher.loss(report.site, number) for report in summary.reports}
+        server = self._teacher.server_loss(number)
+        return self.close(record_of(summary, told, server, federated=self.setting.lag == 1))
+
     def close(self, record: RoundRecord) -> float | None:
         """See Decider."""
-        if self._shows:
-            number = record.server_round
-            told = [replace(one, language_loss=self._teacher.loss(one.site, number)) for one in record.sites]
-            record = replace(record, sites=tuple(told), language_loss=self._teacher.server_loss(number))
         reward = super().close(record)
         earned = self.reward_round
         if self._learn is not None and reward is not None and earned is not None:

@@ -102,15 +102,19 @@ def evaluate_policy(path: Path | None, folder: Path, federations: int, *, minute
     for name, one in found.items():
         telling = ", ".join(f"{field} {value:.3f}" for field, value in one.information.items() if value > 1e-6)
         ratio, low, high = np.exp(interval(one.beside))
+        spread = f"95% {low:.2f} to {high:.2f}" if one.federations > 1 else "one federation has no interval"
         say(
             f"{name}: {one.federations} federations, cost {one.policy:.2f} of the best setting's (static-one "
-            f"{one.static_one:.2f}: policy / static-one {ratio:.2f}, 95% {low:.2f} to {high:.2f}), "
+            f"{one.static_one:.2f}: policy / static-one {ratio:.2f}, {spread}), "
             f"target reached {one.reached:.0%}, fallback {one.fallback_rate:.0%}, "
-            f"I(state; option) {telling or 'none'} nats, {one.milliseconds or 0:.0f} ms a decision"
+            f"I(state; option | mask) {telling or 'none'} nats, {one.milliseconds or 0:.0f} ms a decision"
         )
     shown = dependence(found.values())
     verdict = "static: nothing shows that its actions depend on its state to any use" if shown.static else "not static"
-    say(f"states shuffled: {shown.ratio:.2f} of the cost, p {shown.p:.3f} (paired, one-sided): {verdict}")
+    test = (
+        "no p: one federation, or no play that differs" if np.isnan(shown.p) else f"p {shown.p:.3f} (paired, one-sided)"
+    )
+    say(f"states shuffled: {shown.ratio:.2f} of the cost, {test}: {verdict}")
 
 
 @dataclass(frozen=True)

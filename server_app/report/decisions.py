@@ -144,7 +144,7 @@ def _choices(run: Run, found: Json) -> Markup | None:
     ]
     information: Mapping[str, float] = found.get("mutual_information") or {}
     words = ", ".join(f"{name} {number(value)}" for name, value in information.items())
-    note = f"Mutual information of state and option, nats (0: the same whatever the state): {words}."
+    note = f"Mutual information of state and option among equal masks, nats (0: the same whatever the state): {words}."
     caption = "The policy's options with their probabilities; where the rule took over, the most probable ones"
     heads: list[Child] = ["Round", *names]
     return details(

@@ -169,9 +169,21 @@ def test_entropy_by_hand():
 def test_b23_mutual_information_by_hand():
     """One that always does the same knows nothing of its state; one that tells two states apart knows ln 2."""
     same = [np.array([0.3, 0.7])] * 5
-    assert mutual_information(same) == pytest.approx(0, abs=1e-12)
-    assert mutual_information([np.array([1.0, 0.0]), np.array([0.0, 1.0])]) == pytest.approx(math.log(2))
+    assert mutual_information(same, "aaaaa") == pytest.approx(0, abs=1e-12)
+    assert mutual_information([np.array([1.0, 0.0]), np.array([0.0, 1.0])], "aa") == pytest.approx(math.log(2))
     # H(.5) - mean of H(.9): a channel with an error of one in ten
-    noisy = mutual_information([np.array([0.9, 0.1]), np.array([0.1, 0.9])])
+    noisy = mutual_information([np.array([0.9, 0.1]), np.array([0.1, 0.9])], "aa")
     assert noisy == pytest.approx(math.log(2) + 0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert mutual_information([]) == 0
+    assert mutual_information([], []) == 0
+
+
+def test_b23_what_a_mask_does_is_not_information_about_the_state():
+    """One distribution, renormalised under two masks, is blind; two states under either mask tell ln 2 and 0."""
+    blind = np.array([0.2, 0.2, 0.6])
+    masked = np.array([0.5, 0.5, 0.0])
+    both = [blind, masked, blind, masked]
+    masks = [(True, True, True), (True, True, False)] * 2
+    assert mutual_information(both, "aaaa") > 0.1
+    assert mutual_information(both, masks) == pytest.approx(0, abs=1e-12)
+    sure = [np.array([1.0, 0.0]), np.array([0.0, 1.0]), masked[:2], masked[:2]]
+    assert mutual_information(sure, "aabb") == pytest.approx(math.log(2) / 2)

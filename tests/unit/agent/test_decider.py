@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.actions import SIZES, Budget, Clients, Halt, Lambda, Select, Shots
+from agent.actions import FIELDS, SIZES, Budget, Clients, Halt, Lambda, Select, Shots
 from agent.budgets import StepCost
 from agent.decider import Decider
 from agent.decisions import conduct, decision_line
@@ -594,3 +594,17 @@ def test_behind_the_policy_the_rule_takes_all_sites_but_in_a_first_round_at_rand
     run.close(answer(first, LOSSES))
     second = run.decide(2, SITES)
     assert (second.sites, second.select, second.fallback.reason) == (tuple(SITES), "all", "not finite")
+
+
+def test_what_a_mask_does_to_a_blind_policy_is_no_information():
+    def line(masked):
+        left = [option.value for option in Clients if f"clients {option.value}" not in masked]
+        even = {name: {option.value: 1 / len(kind) for option in kind} for name, kind in FIELDS.items()}
+        even["clients"] = {option.value: (option.value in left) / len(left) for option in Clients}
+        return {"fallback": None, "by": "policy", "milliseconds": 1.0, "masked": masked, "probabilities": even}
+
+    lines = [line({}), line({"clients 10": "4 sites are there", "clients 7": "4 sites are there"})] * 2
+    assert conduct("policy", [], 0.2, lines).information == pytest.approx(dict.fromkeys(FIELDS, 0.0))
+    other = line({})
+    other["probabilities"]["clients"] = {option.value: float(option is Clients.TWO) for option in Clients}
+    assert conduct("policy", [], 0.2, [*lines, other]).information["clients"] > 0.1

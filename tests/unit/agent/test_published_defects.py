@@ -53,6 +53,7 @@ TESTS = Path(__file__).parents[2]
 REAL, MODES = "federation/test_real_federation.py", "federation/test_agent_modes.py"
 BACKENDS, SAMPLED = "contract/test_backends.py", "unit/quantum/sampled/test_sampled_parts.py"
 POLICY = "unit/language/test_policy_scoring.py"
+SITE = "unit/language/test_site_language.py"
 HERE = "unit/agent/test_published_defects.py"
 
 COVERED = {
@@ -121,11 +122,13 @@ COVERED = {
     "B13": [
         ("unit/agent/test_rules.py", "test_b13_bits_against_nats_would_fire_where_the_losses_are_equal"),
         ("unit/quantum/test_distillation.py", "test_b13_the_loss_that_budgets_follow_is_the_plain_one"),
+        (SITE, "test_a_round_is_scored_on_validation_rows_with_the_adapter_before_and_after"),
     ],
     "B14": [
         (HERE, "test_b14_no_row_is_in_two_places"),
         (REAL, "test_no_test_or_validation_row_is_ever_trained_on"),
         ("unit/language/test_soft_labels.py", "test_b14_other_rows_or_words_are_another_version"),
+        ("federation/test_language_federation.py", "test_rows_are_the_qnn_s_rows"),
     ],
     "B15": [(REAL, "test_the_feature_map_is_the_pooled_one_of_the_contributing_rows")],
     "B16": [
@@ -139,11 +142,13 @@ COVERED = {
     "B18": [
         (POLICY, "test_b18_the_policys_matrices_are_trainable_and_their_gradient_is_right"),
         ("unit/language/test_losses.py", "test_only_answer_tokens_are_learned"),
+        ("unit/language/test_local_steps.py", "test_gradient_is_that_of_the_plain_model"),
     ],
     "B19": [(HERE, "test_b19_nothing_rests_on_what_the_libraries_no_longer_have")],
     "B20": [("unit/quantum/test_circuits.py", "test_no_dead_weights")],
     "B21": [
         ("federation/test_bad_input.py", "test_a_bad_reply_is_rejected_with_its_reason_and_the_run_goes_on"),
+        ("contract/test_ibm_runner.py", "test_bad_ends_are_told_apart_and_not_replaced"),
         ("unit/agent/test_decider.py", "test_b21_a_run_that_was_killed_decides_as_it_would_have"),
     ],
     "B22": [

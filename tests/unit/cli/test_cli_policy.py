@@ -94,6 +94,13 @@ def test_training_goes_on_in_slices_and_writes_an_honest_file(tmp_path, monkeypa
     longer = Recipe(model="tiny-3", federations=12, epochs=3, layers=2, rank=2, groups=2)
     with pytest.raises(LanguageError, match="its policy gradient began at another clone"):
         work.train_policy(folder, longer, output, minutes=5, say=told.append)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for name, done in (("epochs", 2), ("groups", 2), ("federations", 12)):
+        asked = {"federations": 12, "epochs": 2, "groups": 2, name: done - 1}
+        shorter = Recipe(model="tiny-3", layers=2, rank=2, **asked)
+        with pytest.raises(LanguageError, match=rf"expected --{name}.* {done} or more, which are done there, got"):
+            work.train_policy(folder, shorter, output, minutes=5, say=told.append)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     with pytest.raises(LanguageError, match="another training"):
         Training(folder, Recipe(model="tiny-4"), tmp_path, told.append)
 
@@ -248,6 +255,20 @@ def test_judging_is_relative_to_the_best_setting_of_each_federation(monkeypatch,
     with pytest.raises(FederationError, match="no experience"):
         judging.judge(None, {}, learned=[], folder=tmp_path, federations=2, until=lambda: False, say=told.append)
     assert told == []  # before anything is played
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "one federation has no interval"), (2, "95% 1.00 to 1.00")])
+def test_one_federation_has_neither_interval_nor_p(monkeypatch, tmp_path, policy, count, words):
+    from simulation import policy_judging as judging
+
+    one = judging.Judged(count, 1.0, 1.0, 1.0, 0.0, {}, None, (0.1, 0.2)[:count], (0.0, 0.0)[:count])
+    monkeypatch.setattr(judging, "judge", lambda *args, **named: {"mixed": one})
+    monkeypatch.setattr(work, "open_policy", lambda path: (read_policy(path, SIZES), policy[1]))
+    told = []
+    work.evaluate_policy(policy[0], tmp_path, count, minutes=1, say=told.append)
+    assert words in told[0]
+    assert ("no p: one federation" in told[1]) == (count == 1)
+    assert "nan" not in "".join(told)
 
 
 def test_a_policy_is_static_unless_shuffled_states_cost_more():

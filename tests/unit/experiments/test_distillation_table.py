@@ -1,14 +1,19 @@
 """The distillation table by hand: teachers, pairing, equal evaluations; and that lambda and soft labels do arrive."""
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.distillation import chosen, jobs, play, run_one
+from experiments import distillation
+from experiments.distillation import Places, chosen, jobs, play, run_missing, run_one
 from experiments.distillation_table import by_seed, paired, table_lines
 from experiments.distillation_tasks import ARMS, AVERAGED, FIRST_SEED, NONE, OWN, TASKS, Arm, Tuning, split_of, taught
 from llm_qfl.federation.errors import FederationError
+from simulation.lines import read_lines
 from simulation.policy_tables import write_table
 from simulation.policy_teachers import NoTeacher, Recording, stand_in
 from simulation.policy_world import Case, open_world
@@ -145,3 +150,47 @@ def test_soft_labels_reach_the_loss_and_only_with_a_weight(world):
     np.testing.assert_array_equal(with_teacher.theta, without.theta)
     other, _ = play(world, 0.0, 43)
     assert not np.array_equal(other.theta, without.theta)  # the seed is of the start vector
+
+
+def test_the_pages_are_what_the_kept_lines_say():
+    """The README shows both tasks side by side: cell by cell what the command prints."""
+    project = Path(__file__).resolve().parents[3]
+    rows = read_lines(project / "experiments" / "kept" / "distillation.jsonl.gz")
+    text = "\n".join(table_lines(chosen(rows, 2, Tuning())))
+    assert text in (project / "docs" / "distillation.md").read_text()
+    printed = [cells_of(line) for line in text.replace(" *", "").splitlines() if re.match(ARM_ROW, line)]
+    assert len(printed) == 2 * len(ARMS)
+    readme = (project / "README.md").read_text()
+    section = readme[readme.index("### Does distillation help?") : readme.index("### Training the policy")]
+    shown = [cells_of(line) for line in section.splitlines() if re.match(ARM_ROW, line)]
+    tweets, cancer = printed[: len(ARMS)], printed[len(ARMS) :]
+    assert shown == [[*a[:6], b[2], b[4], b[5]] for a, b in zip(tweets, cancer, strict=True)]
+
+
+ARM_ROW = r"\| \w+ \| 0(\.\d)? \|"
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_table_that_was_killed_gives_the_lines_of_one_that_was_not(
+    killed_at_the_second, monkeypatch, tmp_path, world
+):
+    recording = replace(stand_in(1.0, every=2)(world), about={"own": "{}", "averaged": "{}"})
+    monkeypatch.setattr(Places, "open", lambda self, name, split: (world, recording))
+    wanted = list(jobs(["breast-cancer"], 1))[:3]
+    places = Places(tmp_path, tmp_path, Tuning())
+
+    def run(keep):
+        run_missing(wanted, keep, places, 1)
+        return [{key: value for key, value in row.items() if key != "cpu_seconds"} for row in read_lines(keep)]
+
+    whole = run(tmp_path / "whole.jsonl")
+    assert [row["arm"] for row in whole] == [arm.name for arm in ARMS[:3]]
+    cut = tmp_path / "cut.jsonl"
+    killed_at_the_second(distillation, lambda: run(cut))
+    assert len(read_lines(cut)) == 1
+    assert run(cut) == whole
+    with pytest.raises(FederationError, match="only read"):
+        run(tmp_path / "kept.jsonl.gz")

@@ -10,17 +10,20 @@ import pytest
 
 from agent.actions import Budget
 from agent.shield import everything
+from experiments import priced, priced_cells
 from experiments.priced import Places, jobs, made_with, run_missing, setting_of, tables
-from experiments.priced_arms import FREE, PRICED, STATIC, Makers
+from experiments.priced_arms import FREE, KEYS, PRICED, STATIC, Makers
 from experiments.priced_cells import CELLS, FIRST_SEED, PRICES, Cell, split_of, unit
+from experiments.priced_figures import Comparison, Figure, comparisons
 from experiments.priced_overview import miss_lines, overview_lines
-from experiments.priced_table import Comparison, Figure, comparisons, paired, pairs_of, table_lines, verdict_lines
+from experiments.priced_ratios import paired, pairs_of
+from experiments.priced_table import by_cell_lines, by_deal_lines, table_lines, verdict_lines
 from llm_qfl.federation.errors import FederationError
 from llm_qfl.language.files import file_digest
 from simulation.lines import mend, read_lines
-from simulation.policy_arms import static
+from simulation.policy_arms import TRUSTED, Uniform, scored, static
 from simulation.policy_states import prices_of
-from simulation.policy_world import Case
+from simulation.policy_world import Case, open_world
 
 STATE = (
     " ".join(["45021211"] * 4) + "\nsites 4 round 1 left 9 loss 6 gap 1 fall 000 distance 2 ratio 0 asked 3 steps 2 "
@@ -81,7 +84,7 @@ def test_figures_by_hand():
     assert (never.cost, never.reached, never.test) == (pytest.approx(1.0), False, pytest.approx(0.79))
     assert one.figures["static-each"] is one.figures["m1 k2"]
     assert one.figures["static-one"] is one.figures["m2 k2"]
-    assert one.note("rule adaptive") == " (inert)"
+    assert one.note("rule adaptive") == " (raised in 0% of the rounds, inert in 2 of 2 seeds)"
     policy = one.figures["policy"][42]
     assert policy.test == pytest.approx(0.99)  # in the round in which it had held the target, not in the last
     assert policy.cost == pytest.approx(3 * (0.9 * 0.1 + 0.1) / full)
@@ -124,7 +127,7 @@ def test_a_table_of_all_price_lists():
     assert text.count("####") == len(PRICES)
     assert "| static-each (m1 k2) |" in text
     assert "| qfl | " in text
-    assert "I(state; option), nats: budget 0.693" in text
+    assert "I(state; option | sites), nats: budget 0.693" in text
     assert "language model: recorded" in text
 
 
@@ -144,16 +147,12 @@ def test_every_arm_at_a_glance_by_hand():
     assert policy.split("|")[2].strip() == f"{dear:.3f}"
     assert policy.split("|")[5].strip() == "0%"
     static = next(line for line in lines if line.startswith("| static-one |"))
-    assert [part.strip() for part in static.split("|")[2:]] == [
-        "1.000",
-        "1.000",
-        "1.000",
-        "100%",
-        "0.790",
-        "1",
-        "1",
-        "",
-    ]
+    told = [part.strip() for part in static.split("|")[2:]]
+    assert told[:7] == ["1.000", "1.000", "1.000", "100%", "0.790", "1", "1"]
+    shares = {0.1: (0.19, 0.928, 0.595), 0.4: (0.46, 0.952, 0.73)}  # of a round's price, at 10 and at 40 circuits
+    costs = [math.prod(0.75 * share for share in shares[part]) ** (1 / 3) for part in (0.1, 0.1, 0.4)]
+    assert told[7].split(" (")[0] == f"{math.prod(costs) ** (1 / 3):.2f}"
+    assert policy.split("|")[9].strip() == ""
     assert any(line.startswith("| best rule (in hindsight) |") for line in lines)
     assert not any("linucb" in line for line in lines)
 
@@ -192,7 +191,7 @@ def test_a_federation_that_is_priced_three_times_is_one():
     once = {key: [(Figure(cost, True, 0.9), Figure(1.0, True, 0.9))] for key, cost in costs.items()}
     thrice = {key: one * 3 for key, one in once.items()}
     assert paired(once) == paired(thrice)
-    assert paired(once).pairs == 12
+    assert paired(once).values == 4  # cells, whose deals are averaged
     cells = [np.mean([math.log(cost) for (cell, _), cost in costs.items() if cell == name]) for name in "abcd"]
     half = 3.182446305284263 * np.std(cells, ddof=1) / 2  # over cells: Student's t, 3 degrees of freedom
     assert math.log(paired(once).high) == pytest.approx(np.mean(cells) + half)
@@ -206,7 +205,7 @@ def test_two_reductions_of_one_data_set_are_one_federation():
     assert {len(both) for both in pairs_of(found, "qfl", "mixed").values()} == {2}
 
 
-@pytest.mark.parametrize(("factor", "word"), [(1.0, "**static**"), (3.0, "depends on its state")])
+@pytest.mark.parametrize(("factor", "word"), [(1.0, "**static**"), (3.0, "it depends on its state")])
 def test_a_policy_that_shuffled_states_do_not_hurt_is_called_static(factor, word):
     rows = list(ROWS)
     for seed in (42, 43):
@@ -222,8 +221,6 @@ def test_runs_that_the_rule_took_over_are_counted():
 
 def test_a_round_of_the_configured_plan_costs_what_the_unit_says(tmp_path):
     """Batches and all: the price lists divide a round as they say they do."""
-    from simulation.policy_world import open_world
-
     for more in ((), (("training.batch-size", 20),)):
         world = open_world(Case("breast-cancer", 4, 0.5, 0, 2, more))
         played = world.play(static(STATIC["m10 kall"]))
@@ -264,7 +261,7 @@ def test_a_deal_has_so_many_seeds_and_those_of_one_deal_count_once():
     apart = paired(pairs_of(comparisons(ROWS, "m1 k2"), "m1 k2", "mixed"))
     shared = [{**row, "split": FIRST_SEED} for row in ROWS]
     together = paired(pairs_of(comparisons(shared, "m1 k2"), "m1 k2", "mixed"))
-    assert (apart.pairs, together.pairs) == (len({row["seed"] for row in ROWS}), 1)
+    assert (apart.values, together.values) == (len({row["seed"] for row in ROWS}), 1)
     assert together.ratio == pytest.approx(apart.ratio)
 
 
@@ -393,8 +390,6 @@ def test_a_policy_that_is_not_there_is_said(tmp_path):
 
 def test_rules_are_not_cut_off_at_a_plateau():
     """Costs are counted to a target: who stops before it would count as never having got there."""
-    from simulation.policy_world import open_world
-
     world = open_world(Case("breast-cancer", 4, 0.5, 0, 12, (("training.learning-rate", 1e-6),)))  # nothing moves
     makers = Makers(None, Path("none"), Path("none"))
     for arm in ("rule adaptive", "rule hybrid, selected"):
@@ -402,11 +397,22 @@ def test_rules_are_not_cut_off_at_a_plateau():
         assert (len(played.accuracies), played.stop) == (12, None)
 
 
+ONE_BY_ONE = "| policy / static-one |"
+
+
 def test_the_pages_are_what_the_kept_lines_say():
     project = Path(__file__).resolve().parents[3]
     text = tables(read_lines(project / "experiments" / "kept" / "priced.jsonl.gz"))
     assert text in (project / "docs" / "priced.md").read_text()
-    assert text.split("\n\n", 1)[0] in (project / "README.md").read_text()
+    readme, blocks = (project / "README.md").read_text(), text.split("\n\n")
+    shown = [
+        block for block in blocks if block.startswith(("| arm | circuits", "| policy / other arm, 95%", ONE_BY_ONE))
+    ]
+    assert len(shown) == 3
+    assert all(block in readme for block in shown)
+    ratios = [line.replace(" | all | ", " | ") for line in text.splitlines() if " | all | " in line]
+    assert len(ratios) > len(PRICED)
+    assert "\n".join(ratios) in readme
 
 
 def test_plays_that_count_as_the_rules_can_be_left_out():
@@ -417,3 +423,103 @@ def test_plays_that_count_as_the_rules_can_be_left_out():
     assert {split for _, split in pairs_of(found, "qfl", "all")} == {42, 43}
     assert {split for _, split in pairs_of(found, "qfl", "all", decided=True)} == {42}
     assert "| qfl, but for plays that count as the rule's | all |" in "\n".join(table_lines(rows, "m1 k2"))
+
+
+def test_every_deal_has_its_own_ratios_by_hand():
+    """One cell: three price lists of a federation are one value, which has no interval."""
+    twice = [
+        {**row, "circuits": [2 * count for count in row["circuits"]]} if row["seed"] == 43 else row
+        for row in ROWS
+        if row["arm"] == "policy"
+    ]
+    rows = [row for row in ROWS if row["arm"] != "policy"] + twice
+    found = comparisons(rows, "m1 k2")
+    costs = [
+        math.exp(
+            np.mean(
+                [math.log(one.figures["policy"][seed].cost / one.figures["qfl"][seed].cost) for one in found.values()]
+            )
+        )
+        for seed in (42, 43)
+    ]
+    assert costs[0] < costs[1]
+    assert by_deal_lines(found)[1:4] == [
+        "| policy / other arm, 95% | deal 42 | deal 43 |",
+        "|---|---|---|",
+        f"| qfl | {costs[0]:.2f} | {costs[1]:.2f} |",
+    ]
+    one = found["breast-cancer 0.5", "mixed"].figures
+    each = [math.log(one["policy"][seed].cost / one["static-one"][seed].cost) for seed in (42, 43)]
+    assert by_cell_lines(found)[1] == "| policy / static-one | circuits dear | rounds dear | mixed |"
+    assert by_cell_lines(found)[3].startswith("| breast-cancer 0.5 | ")
+    assert by_cell_lines(found)[3].endswith(f" | {math.exp(np.mean(each)):.2f} |")
+
+
+def test_a_rule_says_how_often_it_raised_a_budget_and_where_it_never_did():
+    rows = [{**row, "grew": 0.25 * (row["seed"] == 43)} if row["arm"] == "rule adaptive" else row for row in ROWS]
+    one = comparisons(rows, "m1 k2")["breast-cancer 0.5", "mixed"]
+    assert one.note("rule adaptive") == " (raised in 12% of the rounds, inert in 1 of 2 seeds)"
+    assert one.note("random") == ""
+
+
+@pytest.fixture
+def two_plays(monkeypatch, tmp_path):
+    """Two static settings of the smallest cell without a language model, three rounds, by the table's own code."""
+    monkeypatch.setattr(priced, "static_one", lambda makers: "m1 k2")
+    monkeypatch.setattr(priced_cells, "ROUNDS", 3)
+    monkeypatch.setenv("LLM_QFL_THREADS", "1")
+    wanted = [("breast-cancer 0.1", 42, arm, "any") for arm in ("m1 k2", "m2 k2")]
+    makers = Makers(None, tmp_path / "worlds.jsonl", tmp_path)
+
+    def run(keep):
+        run_missing(wanted, keep, Places(tmp_path, tmp_path), makers, "none", 20)
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in read_lines(keep)]
+
+    return run
+
+
+TIMES = ("milliseconds", "cpu_seconds")
+
+
+def test_a_comparison_that_was_killed_gives_the_lines_of_one_that_was_not(
+    two_plays, killed_at_the_second, monkeypatch, tmp_path
+):
+    whole = two_plays(tmp_path / "whole.jsonl")
+    assert [(row["arm"], len(row["accuracies"])) for row in whole] == [("m1 k2", 3), ("m2 k2", 3)]
+    assert whole[1]["evaluations"] > whole[0]["evaluations"]  # another setting, not the same line twice
+    cut = tmp_path / "cut.jsonl"
+    killed_at_the_second(priced, lambda: two_plays(cut))
+    assert len(read_lines(cut)) == 1
+    with cut.open("a") as file:
+        file.write('{"cell": "breast-can')  # killed while it wrote
+    assert two_plays(cut) == whole
+    monkeypatch.setattr(priced, "run_one", None)  # nothing is played again
+    assert two_plays(cut) == whole
+
+
+def test_what_stays_masked_without_the_shield_is_not_there(monkeypatch):
+    """All limits that are keys are open: only more sites than there are, soft labels and shots are left to mask."""
+    monkeypatch.setenv("LLM_QFL_THREADS", "1")
+    world = open_world(Case("breast-cancer", 4, 0.5, 0, 6, (("training.steps", 1),)))
+    found = {}  # from the third round on: before that no loss can have stood still
+    for arm in ("policy", "policy, no shield"):
+        decider = scored(Uniform(), prices_of(PRICES["mixed"], *unit(world)), agent={**TRUSTED, **KEYS[arm]})
+        found[arm] = {why for one in world.play(decider).decisions[2:] for why in one.masked}
+    absent = {name for name in found["policy"] if name.startswith(("clients", "weight", "shots"))}
+    assert found["policy, no shield"] == absent < found["policy"]
+
+
+def test_without_the_policy_nothing_is_told_of_it():
+    found = comparisons([row for row in ROWS if row["arm"] != "policy"], "m1 k2")
+    assert by_deal_lines(found) == by_cell_lines(found) == verdict_lines(found) == []
+
+
+def test_how_many_sites_there_are_is_no_information_about_the_state():
+    """A policy that is blind but for its mask: 4 sites in one cell, 10 in the other."""
+    asked = {"breast-cancer 0.1": [0.5, 0.5, 0.0], "breast-cancer 0.5": [0.2, 0.2, 0.6]}
+    rows = [
+        {**row, "cell": cell, "probabilities": {"clients": [probabilities] * 2}}
+        for cell, probabilities in asked.items()
+        for row in ROWS
+    ]
+    assert "clients 0.000" in "\n".join(table_lines(rows, "m1 k2"))

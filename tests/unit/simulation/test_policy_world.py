@@ -301,6 +301,22 @@ def test_a_recording_comes_back_and_is_checked(tmp_path, world):
         read_recording(tmp_path / "bad.npz")
 
 
+def test_a_recorded_loss_is_clipped_as_a_reported_one_is(case):
+    """3 ln 2 with two classes, where most sites' losses are small, as with what sites report."""
+    names = sorted(open_world(case).partitions)
+    losses = dict(zip(names, (13.0, 0.5, 0.5, 0.5), strict=True))
+    deciders = []
+
+    def kept(world):
+        deciders.append(rule("adaptive")(world))
+        return deciders[-1]
+
+    open_world(case, lambda _: Recording({1: losses}, {})).play(kept)
+    for record in deciders[0].history.rounds:
+        found = {one.site: one.language_loss for one in record.sites}
+        assert found == {**losses, names[0]: pytest.approx(3 * math.log(2))}
+
+
 def test_the_stand_in_learns_and_says_what_it_is(world):
     teacher = world.teacher
     assert teacher.kind == "stand-in"
