@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from living import alive, name
 
 from simulation.run import run_federation
 
@@ -17,20 +19,39 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 TWO_ROUNDS = 'server.rounds=2 language.model="none"'
 
 
-def launch(checkout, environment, *arguments):
-    return subprocess.Popen(
-        [checkout / ".venv/bin/python", "-m", "llm_qfl.cli.launch", *arguments],
-        cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+@pytest.fixture
+def launch(checkout, clean_environment):
+    """Starts the launcher; what still runs when the test is over, a failed one too, is killed and reaped."""
+    runs = []
+
+    def start(*arguments, **more):
+        runs.append(
+            subprocess.Popen(
+                [checkout / ".venv/bin/python", "-m", "llm_qfl.cli.launch", *arguments],
+                cwd=checkout,
+                env={**clean_environment, **more},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        with run:  # closes the pipes and waits
+            family = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
+            for process in (run, *family):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
-def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(
-    checkout, clean_environment, check_run, tmp_path
-):
+def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(launch, checkout, check_run, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    run = launch(checkout, {**clean_environment, "HOME": str(home)}, "--sites", "3", "--config", TWO_ROUNDS)
+    run = launch("--sites", "3", "--config", TWO_ROUNDS, HOME=str(home))
     out, err = run.communicate(timeout=280)
     assert run.returncode == 0, out + err
     folder = Path(out.strip().splitlines()[-1])
@@ -53,8 +74,8 @@ def test_a_run_prints_its_folder_last_and_the_user_s_flower_is_untouched(
         ("server.rounds=0 quantum.qubits=99", "2 problems"),
     ],
 )
-def test_a_wrong_configuration_is_refused_before_anything_starts(checkout, clean_environment, config, expected):
-    run = launch(checkout, clean_environment, "--config", config)
+def test_a_wrong_configuration_is_refused_before_anything_starts(launch, checkout, config, expected):
+    run = launch("--config", config)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1
     assert out == ""
@@ -63,11 +84,11 @@ def test_a_wrong_configuration_is_refused_before_anything_starts(checkout, clean
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_every_process_of_the_run(checkout, clean_environment, number):
-    run = launch(checkout, clean_environment, "--config", 'server.rounds=2000 language.model="none"')
+def test_a_signal_ends_every_process_of_the_run(launch, number):
+    run = launch("--config", 'server.rounds=2000 language.model="none"')
     me = psutil.Process(run.pid)
     end = time.monotonic() + 150
-    while not any("raylet" in p.name() for p in me.children(recursive=True)):
+    while not any("raylet" in name(p) for p in me.children(recursive=True)):
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < end
         time.sleep(0.5)
@@ -77,4 +98,4 @@ def test_a_signal_ends_every_process_of_the_run(checkout, clean_environment, num
     out, err = run.communicate(timeout=60)
     assert run.returncode == 128 + number, out + err
     assert len(family) > 5
-    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert [p for p in family if alive(p)] == []

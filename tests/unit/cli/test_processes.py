@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+from living import alive
 
 from llm_qfl.cli.processes import Processes, free_port
 from llm_qfl.federation.errors import FederationError
@@ -44,7 +45,7 @@ def test_detached_and_stubborn_grandchildren_are_ended(tmp_path, monkeypatch, le
             child.wait(timeout=20)
         assert grandchild.is_running()
     assert child.poll() is not None
-    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    assert not alive(grandchild)
 
 
 def test_children_of_others_are_left_alone(tmp_path):
