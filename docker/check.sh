@@ -15,7 +15,7 @@ source docker/base.sh
 export LLM_QFL_SITE_1='backend="aer"' LLM_QFL_SITE_2='backend="aer"'
 export LLM_QFL_CONFIG="${LLM_QFL_CHECK_CONFIG:-agent.mode=\"policy\" server.rounds=3 server.deadline=240.0 quantum.layers=1 \
 quantum.shots=256 training.steps=2 training.batch-size=8 language.every=2 language.steps=2 language.align-first=2 \
-language.public-rows=32 language.max-tokens=48}"
+language.public-rows=32 language.max-tokens=48 agent.decision-timeout=30.0}"
 dc() { docker compose "$@"; }
 say() { echo "== $* ($SECONDS s)"; }
 fail() { echo "compose-check: $*" >&2; exit 1; }
@@ -68,7 +68,8 @@ expect 403 "https://proxy:8443/models/$model/"
 expect "unreachable*" https://superlink:8000/health
 expect "unreachable*" https://supernode-2:9094/health
 expect 401 https://proxy:8443/v1/fleet/pull-messages POST
-dc logs --no-log-prefix proxy | grep -q '"uri":"/v1/control/start-run","status":403' || fail "the proxy's log does not tell a refusal"
+told=$(dc logs --no-log-prefix proxy) # whole: grep -q in a pipe ends at its first match, and what still writes into it dies
+grep -q '"uri":"/v1/control/start-run","status":403' <<<"$told" || fail "the proxy's log does not tell a refusal"
 [ "$("${python[@]}" -c 'import os; print(os.getuid())')" != 0 ] || fail "supernode-1 runs as root"
 dc exec -T supernode-1 sh -c '! touch /x 2>/dev/null && grep -q "^CapEff:.*0000000000000000$" /proc/self/status && grep -q "^NoNewPrivs:.*1$" /proc/self/status' ||
     fail "supernode-1 can write its root file system, or has a capability"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ import psutil
 from llm_qfl.federation.errors import FederationError
 
 GRACE = 8.0  # seconds between the request to end and the kill
+PORTS = range(20_000, 32_000)  # above Ray's own, below those that Linux hands out by itself
+_given = set[int]()
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -189,10 +192,21 @@ class Processes:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback address that nobody listens on now, and that this process was not given before.
+
+    It is used seconds later, so it is none of those that the system hands out by itself meanwhile.
+
+    Raises:
+        FederationError: a hundred ports were all taken.
+    """
+    tried = random.SystemRandom().sample(PORTS, min(100, len(PORTS)))
+    for port in (port for port in tried if port not in _given):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed one need not rest
+            probe.bind(("127.0.0.1", port))
+            _given.add(port)
+            return port
+    raise FederationError(f"no free port among {len(tried)} of {PORTS.start} to {PORTS.stop - 1} on this machine")
 
 
 def _merge(known: list[psutil.Process], now: list[psutil.Process]) -> list[psutil.Process]:

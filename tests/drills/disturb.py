@@ -59,6 +59,7 @@ def main() -> int:
         kinds.remove("disk")
         if not kinds:
             return 1
+    print(f"seed {asked.seed}", flush=True)  # before anything fails
     rows: list[tuple[int, Row, float]] = []
     for seed in range(asked.seed, asked.seed + asked.repeat):
         for kind in kinds:

@@ -36,6 +36,7 @@ from ibm_service.sites import (
     write_sequences,
 )
 from rich.console import Console
+from stage import kill
 
 from llm_qfl.cli.deploy_check import bounded, start_supernode, to_toml
 from llm_qfl.cli.flower import environment, start_superlink
@@ -143,8 +144,7 @@ def watch(drill: Drill, service: LoopbackService, start_again: Callable[[], None
         victims = victims_of(drill)
         if not victims:
             continue
-        for process in victims:
-            process.kill()
+        kill(victims)
         drill.killed = time.monotonic()
         if drill.whole_node:
             time.sleep(1.0)

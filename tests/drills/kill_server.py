@@ -110,12 +110,12 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=500.0, help="seconds for all three lives")
     asked = parser.parse_args()
     started = time.monotonic()
+    print(f"seed {asked.seed}", flush=True)  # before anything fails
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch, bounded(asked.limit):
         stage = stage_of(Path(scratch), SITES, {"server.rounds": ROUNDS})
         folder, kills = drill(stage, random.Random(asked.seed))
         equal = verdict(stage, folder, kills)
         resumed = json.loads((folder / "summary.json").read_text())["resumed_after"]
-    print(f"seed {asked.seed}")
     print(f"{'killed':26}{'closed rounds':>14}{'lost':>6}{'seconds to the next line':>26}")
     for one, after in zip(kills, resumed, strict=True):
         print(f"{one.victim:26}{one.closed:14}{one.closed - after:6}{one.again:26.0f}")

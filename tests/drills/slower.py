@@ -1,4 +1,4 @@
-"""A client that is ten times slower: its processes take ten times as long as one of them took before."""
+"""A client that is ten times slower, or more: its processes take as long as ten took before, and miss a deadline."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ TICK, AWAKE = 0.5, 20  # seconds; a process that is held runs for one of so many
 
 
 class Slower:
-    """Within: the ClientApps of a node are watched, and from `begin` on each takes ten times as long.
+    """Within: the ClientApps of a node are watched, and from `begin` on each takes ten times as long, at least `least`.
 
     A ClientApp runs for half of its usual time, so that it has told its node that it lives (Flower gives it a minute),
     is then held nearly still, and runs to its end. The node itself is as quick as before.
 
     Args:
         node: the SuperNode, once it is there.
+        least: seconds.
     """
 
-    def __init__(self, node: Callable[[], Popen[str] | None]) -> None:
+    def __init__(self, node: Callable[[], Popen[str] | None], least: float) -> None:
+        self._least = least
         self._node, self._over, self._slow = node, threading.Event(), threading.Event()
         self._seen: dict[psutil.Process, float] = {}
         self.usual = 0.0
@@ -60,7 +62,8 @@ class Slower:
 
     def _treat(self, client: psutil.Process, age: float) -> None:
         if self._slow.is_set():
-            held = self.usual / 2 < age < (FACTOR - 0.5) * self.usual and int(age / TICK) % AWAKE
+            end = max((FACTOR - 0.5) * self.usual, self._least)
+            held = self.usual / 2 < age < end and int(age / TICK) % AWAKE
             signalled([client], signal.SIGSTOP if held else signal.SIGCONT)
 
 

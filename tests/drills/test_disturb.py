@@ -22,7 +22,7 @@ def test_a_disturbed_federation_loses_no_closed_round_and_ends_where_it_must(kin
     """A process of its own: the SuperLink and the nodes end with it."""
     if kind == "disk" and not may_mount():
         pytest.skip("no right to mount a small disk (unshare --mount)")
-    command = [sys.executable, str(DRILL), "--kind", kind, "--limit", "600"]
+    command = [sys.executable, str(DRILL), "--kind", kind, "--seed", "1", "--limit", "600"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=640)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d passed, 0 failed", done.stdout)

@@ -35,8 +35,8 @@ class Slow:
         return found
 
 
-def second_round(scorer, timed_out=None):
-    agent = AgentConfig(mode="policy", decision_timeout=0.05, stop_plateau=0.0, stop_align=0.0)
+def second_round(scorer, timed_out=None, timeout=0.05):
+    agent = AgentConfig(mode="policy", decision_timeout=timeout, stop_plateau=0.0, stop_align=0.0)
     setting = Setting(rounds=9, classes=2, cost=COST, prices=Prices(0.0, 1.0, 0.0))
     run = Decider(agent, setting, Means(seed=1, first_budget=51, shots=8, scorer=scorer))
     first = run.decide(1, SITES)
@@ -47,9 +47,9 @@ def second_round(scorer, timed_out=None):
     return run.decide(2, SITES)
 
 
-@pytest.mark.parametrize(("seconds", "by"), [(0.0, "policy"), (0.4, "rule")])
-def test_without_a_record_the_clock_decides(seconds, by):
-    assert second_round(Slow(seconds)).by == by
+@pytest.mark.parametrize(("seconds", "timeout", "by"), [(0.0, 20.0, "policy"), (0.4, 0.05, "rule")])
+def test_without_a_record_the_clock_decides(seconds, timeout, by):
+    assert second_round(Slow(seconds), timeout=timeout).by == by
 
 
 def test_what_was_too_late_stays_too_late():

@@ -1,5 +1,6 @@
 """Children end, and so does what they started; nothing else does."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -86,5 +87,15 @@ def test_children_are_ended_when_the_body_raises(tmp_path):
     assert started[0].poll() is not None
 
 
-def test_free_ports_are_free():
-    assert 1024 < free_port() < 65536
+def test_free_ports_are_free_and_given_once(monkeypatch):
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == 50
+    assert all(1024 < port < 32768 for port in ports)  # from there on Linux hands them out by itself
+    with socket.create_server(("127.0.0.1", ports[0])):
+        monkeypatch.setattr("llm_qfl.cli.processes._given", set())
+        monkeypatch.setattr("llm_qfl.cli.processes.PORTS", range(ports[0], ports[0] + 1))
+        with pytest.raises(FederationError, match="no free port"):
+            free_port()
+    assert free_port() == ports[0]
+    with pytest.raises(FederationError, match="no free port"):
+        free_port()
