@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.choice import mutual_information
 from experiments.priced_arms import PRICED, RULE
 from experiments.priced_cells import CELLS, PRICES, ROUNDS
 from experiments.priced_figures import BEST, EACH, MOST_FALLBACKS, ONE, QFL, Comparison, Row, comparisons, mean_log
@@ -109,8 +110,6 @@ def verdict_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
 
 def information_lines(found: Mapping[tuple[str, str], Comparison]) -> list[str]:
     """I(state; option | number of sites) of the policy, its fallbacks, the share of runs that are the rule's."""
-    from agent.choice import mutual_information
-
     lines: list[str] = []
     for prices in PRICES:
         mine = [one for (_, at), one in found.items() if at == prices]
